@@ -1,0 +1,134 @@
+"""Stateless arithmetic of vector quantisation: search, gradient estimators, losses, usage figures."""
+
+import torch
+import torch.nn.functional as F
+
+# Elements of one block of the distance matrix: 4 Mi floats (16 MiB), which bounds the memory of a search whatever N and K.
+DISTANCE_BLOCK_ELEMENTS = 1 << 22
+
+
+def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Index of the Euclidean-nearest codebook row for each vector: `argmin_k |z - e_k|^2`.
+
+    Computed in float32 or better under any autocast, block by block, so memory does not grow with `N * K`. Both sides
+    are shifted by the codebook's mean first, which keeps the expanded square `|e|^2 - 2 z.e` accurate far from the origin.
+
+    Args:
+        vectors: `(N, C)` floating point.
+        codebook: `(K, C)` floating point.
+
+    Returns:
+        `(N,)` int64 codes in `[0, K)`.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    if vectors.ndim != 2 or codebook.ndim != 2 or vectors.shape[1] != codebook.shape[1]:
+        raise ValueError(
+            f"vectors must be (N, C) and codebook (K, C) with the same C; got {tuple(vectors.shape)} and {tuple(codebook.shape)}"
+        )
+    with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
+        codebook = codebook.to(dtype)
+        centre = codebook.mean(dim=0)
+        codebook = codebook - centre
+        half_square = codebook.square().sum(dim=1).mul_(0.5)
+        codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
+        block = max(1, DISTANCE_BLOCK_ELEMENTS // codebook.shape[0])
+        for start in range(0, vectors.shape[0], block):
+            rows = vectors[start : start + block].to(dtype) - centre
+            scores = torch.addmm(half_square, rows, codebook.T, alpha=-1.0)
+            torch.argmin(scores, dim=1, out=codes[start : start + block])
+        return codes
+
+
+def straight_through(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight: float = 0.0) -> torch.Tensor:
+    r"""Quantised value with the straight-through gradient and the synchronised update of Huh et al., 2023 (section 4.3).
+
+    Value: `quantized`. Gradient g of the task reaches `vectors` as g and the chosen codes as `sync_weight * g`:
+    \(z + sg(z_q - z) + \nu (z_q - sg(z_q))\).
+
+    Args:
+        vectors: encoder outputs z, any shape.
+        quantized: chosen effective codes z_q, same shape.
+        sync_weight: nu of the paper, 0 (plain straight-through) or more.
+    """
+    # Same value as z + sg(z_q - z), but exactly z_q instead of z_q up to rounding.
+    output = quantized.detach() + (vectors - vectors.detach())
+    if sync_weight:
+        output = output + sync_weight * (quantized - quantized.detach())
+    return output
+
+
+def commitment_loss(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+    """`mean |z - sg(z_q)|^2` over all elements: pulls the encoder towards its codes (van den Oord et al., 2017, eq. 3)."""
+    return F.mse_loss(vectors, quantized.detach())
+
+
+def codebook_loss(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+    """`mean |sg(z) - z_q|^2` over all elements: pulls the codes towards the encoder outputs (van den Oord et al., 2017, eq. 3)."""
+    return F.mse_loss(quantized, vectors.detach())
+
+
+def perplexity(counts: torch.Tensor) -> torch.Tensor:
+    """Exponential of the entropy of the code usage: the number of codes in even use.
+
+    Args:
+        counts: `(K,)` how often each code was used.
+
+    Returns:
+        Scalar float in `[1, K]`, or 0 if nothing was counted.
+    """
+    total = counts.sum()
+    probabilities = counts.to(torch.float64) / total.clamp(min=1)
+    entropy = -torch.xlogy(probabilities, probabilities).sum()
+    return torch.where(total > 0, entropy.exp(), 0.0).to(torch.float32)
+
+
+def active_fraction(counts: torch.Tensor) -> torch.Tensor:
+    """Share of the codes that were used at least once: scalar float in `[0, 1]` from `(K,)` counts."""
+    return (counts > 0).to(torch.float32).mean()
+
+
+def kmeans(samples: torch.Tensor, num_clusters: int, generator: torch.Generator, num_iterations: int = 10) -> torch.Tensor:
+    """k-means++ seeding (Arthur & Vassilvitskii, 2007) followed by Lloyd iterations; always returns `num_clusters` rows.
+
+    Clusters that go empty keep their centre. With fewer distinct samples than clusters the remaining centres are
+    samples moved by a small noise, so no two codes are born equal.
+
+    Args:
+        samples: `(N, C)` float32, N >= 1.
+        num_clusters: K.
+        generator: CPU generator, the only source of randomness.
+        num_iterations: Lloyd iterations.
+
+    Returns:
+        `(num_clusters, C)` centres.
+    """
+    centres = _kmeans_plus_plus(samples, num_clusters, generator)
+    for _ in range(num_iterations):
+        codes = nearest_codes(samples, centres)
+        counts = torch.bincount(codes, minlength=num_clusters).to(samples.dtype)
+        sums = torch.zeros_like(centres).index_add_(0, codes, samples)
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+    return centres
+
+
+def _kmeans_plus_plus(samples: torch.Tensor, num_clusters: int, generator: torch.Generator) -> torch.Tensor:
+    draws = torch.rand(num_clusters, generator=generator, dtype=torch.float64).to(samples.device)
+    noise = torch.randn(num_clusters, samples.shape[1], generator=generator).to(samples)
+    spread = samples.std(dim=0, correction=0).mean().clamp(min=1e-6)
+    centres = torch.empty(num_clusters, samples.shape[1], dtype=samples.dtype, device=samples.device)
+    squared_distance = torch.full((samples.shape[0],), torch.inf, dtype=samples.dtype, device=samples.device)
+    weights = torch.ones(samples.shape[0], dtype=torch.float64, device=samples.device)
+    for k in range(num_clusters):
+        cumulative = weights.cumsum(0)
+        # When every sample is already a centre all weights are 0: fall back to a uniform draw and a little noise.
+        exhausted = cumulative[-1] <= 0
+        uniform = (draws[k] * samples.shape[0]).long()
+        weighted = torch.searchsorted(cumulative, draws[k] * cumulative[-1], right=True)
+        pick = torch.where(exhausted, uniform, weighted).clamp(max=samples.shape[0] - 1)
+        centres[k] = samples[pick] + torch.where(exhausted, 1e-3 * spread, 0.0) * noise[k]
+        squared_distance = torch.minimum(squared_distance, (samples - centres[k]).square().sum(dim=1))
+        weights = squared_distance.to(torch.float64)
+    return centres

@@ -1,0 +1,33 @@
+"""Set-up of every test: no network, caches in a temporary folder, one thread for each worker."""
+
+import os
+import tempfile
+
+import pytest
+
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
+# The Hugging Face libraries read these when they are first imported, so this stands before any of them. Workers of
+# pytest-xdist and the commands that tests start inherit them.
+if not IS_WORKER:
+    CACHE = tempfile.TemporaryDirectory(prefix="hf_vq_tests_")
+    os.environ.update(
+        HF_HOME=os.path.join(CACHE.name, "home"),
+        HF_MODULES_CACHE=os.path.join(CACHE.name, "modules"),
+        HF_HUB_OFFLINE="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        TOKENIZERS_PARALLELISM="false",
+    )
+else:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch  # noqa: E402
+
+if IS_WORKER:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded source of random numbers on the CPU."""
+    return torch.Generator().manual_seed(0)
