@@ -1,0 +1,20 @@
+"""Models: VQ tokenizers and the transformer over their codes."""
+
+from .configuration_vq_tokenizer import VQTokenizerConfig
+from .modeling_code_transformer import CodeTransformer, CodeTransformerOutput
+from .modeling_vq_tokenizer import (
+    VQTokenizer,
+    VQTokenizerDecoderOutput,
+    VQTokenizerEncoderOutput,
+    VQTokenizerOutput,
+)
+
+__all__ = [
+    "CodeTransformer",
+    "CodeTransformerOutput",
+    "VQTokenizer",
+    "VQTokenizerConfig",
+    "VQTokenizerDecoderOutput",
+    "VQTokenizerEncoderOutput",
+    "VQTokenizerOutput",
+]

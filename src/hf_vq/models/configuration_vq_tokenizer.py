@@ -1,0 +1,110 @@
+"""Configuration of the VQ tokenizer."""
+
+import math
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from ..quantizers import VectorQuantizerConfig
+
+RECONSTRUCTION_LOSSES = ("l1", "l2")
+
+
+@strict
+class VQTokenizerConfig(PreTrainedConfig):
+    r"""Architecture of a `VQTokenizer` for images (`spatial_dims=2`) or volumes (`spatial_dims=3`).
+
+    Args:
+        spatial_dims (`int`): 2 for images, 3 for volumes.
+        in_channels (`int`): channels of the input and of the reconstruction.
+        base_channels (`int`): width of the first level.
+        channel_multipliers (`list[int]`): width of each level as a multiple of `base_channels`.
+        level_strides (`list[int]`, *optional*): downsampling from each level to the next, one entry fewer than there are
+            levels; 2 everywhere by default.
+        stem_stride (`int`): downsampling in front of the first level: 2 or more saves most of the work at full
+            resolution.
+        num_res_blocks (`int`): residual blocks per level, in the encoder and in the decoder.
+        attention_levels (`list[int]`): levels with an attention block behind each residual block.
+        mid_attention (`bool`): attention between the two residual blocks of the middle.
+        num_norm_groups (`int`): groups of every GroupNorm; divides every width.
+        reconstruction_loss (`str`): `"l1"` or `"l2"`.
+        initializer_range (`float`): factor on the standard deviation `1 / sqrt(fan_in)` of the convolutions' weights.
+        quantizer (`dict`, *optional*): fields of `VectorQuantizerConfig`; `codebook_dim` is the width of the latent.
+
+    Example:
+        >>> from hf_vq import VQTokenizer, VQTokenizerConfig
+        >>> model = VQTokenizer(VQTokenizerConfig(spatial_dims=3, quantizer={"codebook_size": 512, "codebook_dim": 8}))
+    """
+
+    model_type = "hf_vq_tokenizer"
+
+    spatial_dims: int = 3
+    in_channels: int = 1
+    base_channels: int = 32
+    channel_multipliers: list[int] | tuple[int, ...] = (1, 4)
+    level_strides: list[int] | tuple[int, ...] | None = None
+    stem_stride: int = 2
+    num_res_blocks: int = 2
+    attention_levels: list[int] | tuple[int, ...] = ()
+    mid_attention: bool = False
+    num_norm_groups: int = 8
+    reconstruction_loss: str = "l1"
+    initializer_range: float | int = 1.0
+    quantizer: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.level_strides is None:
+            self.level_strides = [2] * (len(self.channel_multipliers) - 1)
+        self.quantizer = VectorQuantizerConfig.from_dict(self.quantizer or {}).to_dict()
+        super().__post_init__(**kwargs)
+
+    @property
+    def quantizer_config(self) -> VectorQuantizerConfig:
+        """The quantizer's fields as their own config."""
+        return VectorQuantizerConfig.from_dict(self.quantizer or {})
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Voxels (pixels) along one axis of the input for each code along that axis."""
+        return self.stem_stride * math.prod(self.level_strides or ())
+
+    @property
+    def level_channels(self) -> list[int]:
+        """Width of each level."""
+        return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
+
+    def validate_architecture(self) -> None:
+        """Part of validation whenever a config is made: fields in range and consistent with each other.
+
+        Raises:
+            ValueError: naming the field, its value and what was expected; making a config wraps it into
+                `huggingface_hub.errors.StrictDataclassClassValidationError`, as for every transformers config.
+        """
+        if self.spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims={self.spatial_dims} is not supported; it must be 2 (images) or 3 (volumes)")
+        if self.reconstruction_loss not in RECONSTRUCTION_LOSSES:
+            raise ValueError(
+                f"reconstruction_loss={self.reconstruction_loss!r} is unknown; choose one of {RECONSTRUCTION_LOSSES}"
+            )
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        num_levels = len(self.channel_multipliers)
+        if num_levels == 0 or self.num_res_blocks < 1:
+            raise ValueError(
+                f"at least one level and one residual block are needed; got channel_multipliers={self.channel_multipliers}, "
+                f"num_res_blocks={self.num_res_blocks}"
+            )
+        strides = [self.stem_stride, *(self.level_strides or ())]
+        if len(strides) != num_levels or min(strides) < 1:
+            raise ValueError(
+                f"level_strides must hold {num_levels - 1} integers of at least 1 (one fewer than channel_multipliers) and stem_stride "
+                f"be at least 1; got level_strides={self.level_strides}, stem_stride={self.stem_stride}"
+            )
+        narrow = [width for width in self.level_channels if width < 1 or width % self.num_norm_groups]
+        if narrow:
+            raise ValueError(f"num_norm_groups={self.num_norm_groups} must divide every width; it does not divide {narrow}")
+        outside = [level for level in self.attention_levels if not 0 <= level < num_levels]
+        if outside:
+            raise ValueError(f"attention_levels {outside} are outside the levels 0 to {num_levels - 1}")

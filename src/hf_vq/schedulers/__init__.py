@@ -1,0 +1,5 @@
+"""Schedulers of discrete diffusion."""
+
+from .scheduling_absorbing import AbsorbingScheduler, AbsorbingSchedulerOutput
+
+__all__ = ["AbsorbingScheduler", "AbsorbingSchedulerOutput"]

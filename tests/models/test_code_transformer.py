@@ -1,0 +1,168 @@
+"""The transformer over volume codes."""
+
+import itertools
+
+import pytest
+import torch
+
+from hf_vq import CodeTransformer
+
+FIELDS = {
+    "num_codes": 11,
+    "code_grid": (2, 3, 4),
+    "context_dim": 5,
+    "context_grid": (4, 6),
+    "hidden_size": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+}
+CASES = list(itertools.product(("axial", "learned"), ("full", "prefix")))
+
+
+def make(position_embedding="axial", context_attention="full", **fields):
+    torch.manual_seed(0)
+    model = CodeTransformer(
+        **{**FIELDS, "position_embedding": position_embedding, "context_attention": context_attention, **fields}
+    )
+    for parameter in model.parameters():  # away from zero-initialised tables
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def inputs(batch=2):
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(0, 12, (batch, 2, 3, 4), generator=generator)
+    return codes, torch.randn(batch, 2, 24, 5, generator=generator)
+
+
+@pytest.mark.parametrize(("position_embedding", "context_attention"), CASES)
+def test_logits_have_one_row_per_code_and_never_offer_the_mask(position_embedding, context_attention):
+    codes, context = inputs()
+    model = make(position_embedding, context_attention)
+    logits = model(codes, context).sample
+    assert logits.shape == (2, 24, 11)
+    torch.testing.assert_close(model(codes.flatten(1), context, return_dict=False)[0], logits)
+
+
+@pytest.mark.parametrize(("position_embedding", "context_attention"), CASES)
+def test_save_and_load(position_embedding, context_attention, tmp_path):
+    codes, context = inputs()
+    model = make(position_embedding, context_attention)
+    model.save_pretrained(tmp_path)
+    loaded = CodeTransformer.from_pretrained(tmp_path)
+    assert torch.equal(loaded(codes, context).sample, model(codes, context).sample)
+
+
+@pytest.mark.parametrize("position_embedding", ["axial", "learned"])
+def test_cached_context_equals_recomputing_it(position_embedding):
+    codes, context = inputs()
+    model = make(position_embedding, "prefix")
+    cached = model.encode_context(context)
+    assert torch.equal(model(codes, context_key_values=cached).sample, model(codes, context).sample)
+
+
+def test_prefix_views_do_not_see_the_codes_and_full_views_do():
+    codes, context = inputs()
+    other = (codes + 1) % 11
+    model = make(context_attention="prefix")
+    for one, two in zip(model.encode_context(context), model.encode_context(context), strict=True):
+        assert torch.equal(one[0], two[0])
+    with pytest.raises(ValueError, match="context_attention='prefix'"):
+        make(context_attention="full").encode_context(context)
+    assert not torch.allclose(model(codes, context).sample, model(other, context).sample)
+
+
+@pytest.mark.parametrize(("position_embedding", "context_attention"), CASES)
+def test_every_view_token_and_every_code_reaches_every_logit(position_embedding, context_attention):
+    codes, context = inputs(1)
+    context.requires_grad_()
+    model = make(position_embedding, context_attention)
+    model(codes, context).sample[0, 7].square().sum().backward()
+    assert bool((context.grad.abs().sum(-1) > 0).all())
+
+
+@pytest.mark.parametrize(("position_embedding", "context_attention"), CASES)
+def test_views_are_told_apart(position_embedding, context_attention):
+    codes, context = inputs()
+    model = make(position_embedding, context_attention)
+    assert not torch.allclose(model(codes, context).sample, model(codes, context.flip(1)).sample)
+    swapped = model(codes, context.flip(1), view_ids=torch.tensor([[1, 0], [1, 0]])).sample
+    torch.testing.assert_close(swapped, model(codes, context).sample)
+
+
+def test_axial_positions_are_shared_between_volume_and_views():
+    model = make(code_grid=(4, 5, 6), context_grid=(4, 6), view_axes={"frontal": ("inferior", "left")})
+    volume = model.positions(("superior", "anterior", "right"), (4, 5, 6)).view(4, 5, 6, -1)
+    view = model.positions(("inferior", "left"), (4, 6)).view(4, 6, -1)
+    anterior = model.positions.tables["anterior"]
+    for d, h, w in itertools.product(range(4), range(5), range(6)):
+        # row 0 of a view is the top and its column 0 the patient's right; the volume's indices grow the other way
+        torch.testing.assert_close(volume[d, h, w], view[3 - d, 5 - w] + anterior[h])
+
+
+def test_axial_positions_of_a_finer_view_interpolate():
+    model = make(code_grid=(4, 4, 4), context_grid=(8, 8))
+    for table in model.positions.tables.values():  # linear along the axis, so interpolation inside must be exact
+        table.data = torch.arange(4.0)[:, None] * torch.randn(16)
+    coarse = model.positions(("inferior", "left"), (4, 4)).view(4, 4, -1)
+    fine = model.positions(("inferior", "left"), (8, 8)).view(8, 8, -1)
+    middle = fine[2:6, 2:6].unflatten(0, (2, 2)).unflatten(2, (2, 2)).mean((1, 3))
+    torch.testing.assert_close(middle, coarse[1:3, 1:3])
+
+
+def test_gradient_checkpointing_changes_nothing():
+    codes, context = inputs()
+    gradients = []
+    for checkpointing in (False, True):
+        model = make().train()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        model(codes, context).sample.square().mean().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_it_learns_to_read_a_view():
+    torch.manual_seed(0)
+    model = make(num_codes=4, context_dim=4, context_grid=(2, 4), code_grid=(2, 2, 4), hidden_size=32).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    masks = torch.full((16, 2, 2, 4), 4)
+    for _ in range(150):
+        codes_2d = torch.randint(4, (16, 2, 4))  # (superior, right); constant along the anterior axis
+        truth = codes_2d[:, :, None].expand(16, 2, 2, 4)
+        view = torch.nn.functional.one_hot(codes_2d.flip(1, 2), 4).float().flatten(1, 2)
+        context = torch.stack((view, torch.zeros_like(view)), dim=1)
+        loss = torch.nn.functional.cross_entropy(model(masks, context).sample.transpose(1, 2), truth.flatten(1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.7  # ln 4 = 1.39 without reading the view
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_heads": 3}, "num_heads=3"),
+        ({"position_embedding": "rope"}, "position_embedding='rope'"),
+        ({"context_attention": "cross"}, "context_attention='cross'"),
+        ({"volume_axes": ("superior", "inferior", "right")}, "volume_axes"),
+        ({"view_axes": {"oblique": ("inferior", "outward")}}, "view_axes\\['oblique'\\]"),
+    ],
+)
+def test_bad_fields_are_named(fields, words):
+    with pytest.raises(ValueError, match=words):
+        CodeTransformer(**{**FIELDS, **fields})
+
+
+def test_bad_inputs_are_named():
+    codes, context = inputs()
+    model = make()
+    with pytest.raises(ValueError, match="24 codes per volume"):
+        model(codes[:, :1], context)
+    with pytest.raises(ValueError, match=r"\(B, V, 24, 5\)"):
+        model(codes, context[:, :, :3])
+    with pytest.raises(ValueError, match="view_ids"):
+        model(codes, context, view_ids=torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="exactly one"):
+        model(codes)

@@ -1,0 +1,178 @@
+"""The VQ tokenizer, in two and three dimensions."""
+
+import json
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModel
+
+from hf_vq import VQTokenizer, VQTokenizerConfig
+from hf_vq.models.modeling_vq_tokenizer import depth_to_space
+
+QUANTIZER = {"codebook_size": 16, "codebook_dim": 4}
+SMALL = {"base_channels": 8, "channel_multipliers": [1, 2], "num_res_blocks": 1, "num_norm_groups": 4, "quantizer": QUANTIZER}
+CASES = {
+    "2d": ({"spatial_dims": 2, **SMALL}, (2, 1, 16, 24), (4, 6)),
+    "3d": ({"spatial_dims": 3, **SMALL}, (2, 1, 8, 12, 16), (2, 3, 4)),
+    "3d, full-resolution stem": ({"spatial_dims": 3, **SMALL, "stem_stride": 1}, (1, 1, 4, 8, 6), (2, 4, 3)),
+    "2d, attention": (
+        {"spatial_dims": 2, **SMALL, "attention_levels": [1], "mid_attention": True, "in_channels": 3},
+        (2, 3, 8, 8),
+        (2, 2),
+    ),
+    "3d, strides": ({"spatial_dims": 3, **SMALL, "level_strides": [3], "stem_stride": 4}, (1, 1, 12, 12, 24), (1, 1, 2)),
+}
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request):
+    fields, shape, grid = CASES[request.param]
+    torch.manual_seed(0)
+    return VQTokenizer(VQTokenizerConfig(**fields)).eval(), torch.randn(shape), grid
+
+
+def test_shapes(case):
+    model, pixel_values, grid = case
+    assert model.encode(pixel_values).codes.shape == (len(pixel_values), *grid)
+    assert model.code_grid(pixel_values.shape[2:]) == grid
+    assert model(pixel_values).sample.shape == pixel_values.shape
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_forward_composes_encode_and_decode(case, training):
+    model, pixel_values, _ = case
+    model.train()
+    model(pixel_values)  # initialises the codebook
+    model.train(training)
+    output = model(pixel_values)
+    assert torch.equal(model.encode(pixel_values).codes, output.codes)
+    torch.testing.assert_close(model.decode(output.codes).sample, output.sample)
+
+
+def test_save_and_load_keeps_outputs_and_codebook_state(case, tmp_path):
+    model, pixel_values, _ = case
+    model.train()
+    model(pixel_values)
+    model.eval().save_pretrained(tmp_path)
+    loaded, info = VQTokenizer.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert not loaded.training
+    assert bool(loaded.quantizer.codebook.initialized)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+        assert loaded.state_dict()[name].dtype == value.dtype
+    assert torch.equal(loaded(pixel_values).sample, model(pixel_values).sample)
+    assert isinstance(AutoModel.from_pretrained(tmp_path), VQTokenizer)
+    assert AutoConfig.from_pretrained(tmp_path).to_dict() == loaded.config.to_dict()
+
+
+def test_half_precision_load_keeps_integer_state(tmp_path):
+    model = VQTokenizer(VQTokenizerConfig(**CASES["2d"][0])).train()
+    model(torch.randn(CASES["2d"][1]))
+    model.save_pretrained(tmp_path)
+    loaded = VQTokenizer.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.quantizer.codebook.num_batches.dtype == torch.int64
+    assert loaded.quantizer.codebook.initialized.dtype == torch.bool
+    output = loaded(torch.randn(CASES["2d"][1], dtype=torch.bfloat16))
+    assert output.sample.dtype == torch.bfloat16
+    assert torch.isfinite(output.loss)
+
+
+def test_missing_weights_are_initialised_like_a_new_model(tmp_path):
+    model = VQTokenizer(VQTokenizerConfig(**CASES["3d"][0]))
+    model.save_pretrained(tmp_path, state_dict={"encoder.conv_out.bias": model.encoder.conv_out.bias})
+    loaded = VQTokenizer.from_pretrained(tmp_path)
+    for name, value in loaded.state_dict().items():
+        assert torch.isfinite(value.float()).all(), name
+    assert not bool(loaded.quantizer.codebook.initialized)
+    assert int(loaded.quantizer.codebook.num_batches) == 0
+    assert float(loaded.quantizer.codebook.weight.detach().abs().max()) <= 1 / 16
+
+
+def test_gradients_reach_every_parameter(case):
+    model, pixel_values, _ = case
+    model.train()
+    model(pixel_values).loss.backward()
+    idle = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not idle
+
+
+def test_gradient_checkpointing_changes_nothing():
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = VQTokenizer(VQTokenizerConfig(**CASES["2d, attention"][0])).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model(torch.ones(CASES["2d, attention"][1])).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], value)
+
+
+def test_a_few_steps_lower_the_loss():
+    torch.manual_seed(0)
+    model = VQTokenizer(VQTokenizerConfig(**CASES["2d"][0])).train()
+    pixel_values = torch.randn(4, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        output = model(pixel_values)
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.reconstruction_loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_depth_to_space_matches_its_definition(spatial_dims):
+    tensor = torch.randn(2, 3 * 2**spatial_dims, *[4] * spatial_dims)
+    output = depth_to_space(tensor, 2, spatial_dims)
+    if spatial_dims == 2:
+        assert torch.equal(output, torch.nn.functional.pixel_shuffle(tensor, 2))
+    coarse, fine = (1, 3, 2)[:spatial_dims], (1, 0, 1)[:spatial_dims]
+    index = tuple(2 * c + f for c, f in zip(coarse, fine, strict=True))
+    offset = sum(f * 2 ** (spatial_dims - 1 - axis) for axis, f in enumerate(fine))
+    for channel in range(3):
+        assert torch.equal(
+            output[(slice(None), channel, *index)], tensor[(slice(None), channel * 2**spatial_dims + offset, *coarse)]
+        )
+
+
+def test_config_is_json_and_round_trips(tmp_path):
+    config = VQTokenizerConfig(**CASES["3d, strides"][0])
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["quantizer"]["codebook_size"] == 16
+    assert VQTokenizerConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"spatial_dims": 1}, "spatial_dims=1"),
+        ({"reconstruction_loss": "ssim"}, "reconstruction_loss='ssim'"),
+        ({"channel_multipliers": []}, "at least one level"),
+        ({"level_strides": [2, 2]}, "level_strides"),
+        ({"num_norm_groups": 3}, "num_norm_groups=3"),
+        ({"attention_levels": [2]}, r"attention_levels \[2\]"),
+        ({"quantizer": {"codebook_sise": 4}}, "codebook_sise"),
+        ({"quantizer": {"codebook_size": 1}}, "codebook_size=1"),
+    ],
+)
+def test_bad_fields_are_named(fields, words):
+    with pytest.raises((ValueError, StrictDataclassError), match=words):
+        VQTokenizerConfig(**{**SMALL, **fields})
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((1, 1, 8, 8), r"\(B, 1, D, H, W\)"), ((1, 2, 8, 8, 8), r"\(1, 2, 8, 8, 8\)"), ((1, 1, 8, 8, 10), "multiples of 4")],
+)
+def test_bad_shapes_are_named(shape, words):
+    model = VQTokenizer(VQTokenizerConfig(**CASES["3d"][0]))
+    with pytest.raises(ValueError, match=words):
+        model(torch.zeros(shape))
+    with pytest.raises(ValueError, match="grid axes"):
+        model.decode(torch.zeros(1, 2, 2, dtype=torch.int64))
