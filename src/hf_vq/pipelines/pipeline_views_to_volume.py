@@ -1,0 +1,212 @@
+"""Pipeline from 2D views to 3D volumes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from diffusers import AmusedScheduler, DiffusionPipeline
+
+from ..models import CodeTransformer, VQTokenizer
+from ..processors import CTVolumeProcessor, XrayImageProcessor
+from ..schedulers import AbsorbingScheduler
+from .pipeline_output import ViewsToVolumePipelineOutput
+
+OUTPUT_TYPES = ("nifti", "hu", "pt", "latent")
+StepCallback = Callable[["ViewsToVolumePipeline", int, Any, dict[str, Any]], dict[str, Any]]
+
+
+class ViewsToVolumePipeline(DiffusionPipeline):
+    r"""Generates CT volumes from X-ray views by absorbing diffusion over volume codes (Corona-Figueroa et al., 2023).
+
+    Args:
+        volume_tokenizer: 3D `VQTokenizer` of the volumes.
+        view_tokenizer: 2D `VQTokenizer` of the views.
+        transformer: `CodeTransformer` over the volume's codes, conditional on the views' codes.
+        scheduler: `AbsorbingScheduler`; diffusers' `AmusedScheduler` (confidence order, MaskGIT) works in its place.
+        volume_processor: `CTVolumeProcessor`, from the tokenizer's range back to HU and millimetres.
+        view_processor: `XrayImageProcessor`, from images to the tokenizer's range.
+
+    Example:
+        >>> pipe = ViewsToVolumePipeline.from_pretrained("quickstart/pipeline")
+        >>> views = {"frontal": Image.open("frontal.png"), "lateral": Image.open("lateral.png")}
+        >>> pipe(views=views, generator=torch.Generator().manual_seed(0)).volumes[0].to_filename("ct.nii.gz")
+    """
+
+    model_cpu_offload_seq = "view_tokenizer->transformer->volume_tokenizer"
+    _callback_tensor_inputs = ("codes",)
+
+    def __init__(
+        self,
+        volume_tokenizer: VQTokenizer,
+        view_tokenizer: VQTokenizer,
+        transformer: CodeTransformer,
+        scheduler: AbsorbingScheduler,
+        volume_processor: CTVolumeProcessor,
+        view_processor: XrayImageProcessor,
+    ) -> None:
+        super().__init__()
+        _check_fit(volume_tokenizer, view_tokenizer, transformer)
+        self.register_modules(
+            volume_tokenizer=volume_tokenizer,
+            view_tokenizer=view_tokenizer,
+            transformer=transformer,
+            scheduler=scheduler,
+            volume_processor=volume_processor,
+            view_processor=view_processor,
+        )
+        self._num_timesteps = 0
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the last call."""
+        return self._num_timesteps
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        views: Mapping[str, Any],
+        num_inference_steps: int = 32,
+        num_volumes_per_prompt: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "nifti",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> ViewsToVolumePipelineOutput | tuple[Any, torch.Tensor]:
+        """Generates volumes that agree with the views.
+
+        Args:
+            views: for each view of the model, by name, an image or a list with one image per subject; whatever the view
+                processor takes (path, PIL image, array).
+            num_inference_steps: network evaluations, at least 1.
+            num_volumes_per_prompt: volumes for each subject, at least 1.
+            temperature: divides the logits; 0 takes the likeliest codes. (Not used by other schedulers.)
+            top_p: draws from the smallest set of codes holding this probability. (Not used by other schedulers.)
+            generator: source of all randomness; one, or a list with one per volume.
+            latents: `(B, *code_grid)` int64 codes to start from, `transformer.mask_token_id` where to generate.
+            output_type: `"nifti"`, `"hu"`, `"pt"` or `"latent"`; see `ViewsToVolumePipelineOutput`.
+            return_dict: `False` for the tuple `(volumes, codes)`.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, {"codes": codes})` after each step; may
+                return other codes.
+            callback_on_step_end_tensor_inputs: which tensors the callback gets, a subset of `("codes",)`.
+
+        Returns:
+            `ViewsToVolumePipelineOutput`, volumes of a subject one after another.
+
+        Raises:
+            ValueError: if views are missing or unknown, differ in number, or an argument is out of range.
+        """
+        self._check_arguments(views, num_volumes_per_prompt, output_type, callback_on_step_end_tensor_inputs)
+        context = self.encode_views(views).repeat_interleave(num_volumes_per_prompt, dim=0)
+        codes = self.prepare_latents(len(context), latents)
+        context_arguments = self._context_arguments(context)
+        step_arguments: dict[str, Any] = {"generator": generator}
+        if isinstance(self.scheduler, AmusedScheduler):
+            if isinstance(generator, list):
+                raise ValueError("AmusedScheduler draws for the whole batch at once: give one generator instead of a list")
+        else:
+            step_arguments.update(temperature=temperature, top_p=top_p)
+
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                logits = self.transformer(codes, **context_arguments).sample
+                codes = self.scheduler.step(logits, timestep, codes, **step_arguments).prev_sample
+                if callback_on_step_end is not None:
+                    codes = callback_on_step_end(self, step, timestep, {"codes": codes}).pop("codes", codes)
+                progress_bar.update()
+
+        codes = codes.view(-1, *self.transformer.config.code_grid)
+        volumes = self.decode_codes(codes, output_type)
+        self.maybe_free_model_hooks()
+        return ViewsToVolumePipelineOutput(volumes, codes) if return_dict else (volumes, codes)
+
+    def encode_views(self, views: Mapping[str, Any]) -> torch.Tensor:
+        """Context of the transformer: embeddings of the views' codes through the effective codebook.
+
+        Args:
+            views: image or list of images for each view name of the model.
+
+        Returns:
+            `(subjects, V, context_tokens, context_dim)`.
+        """
+        contexts = []
+        for name in self.transformer.view_names:
+            pixel_values = self.view_processor(_as_list(views[name]), return_tensors="pt")["pixel_values"]
+            pixel_values = pixel_values.to(self._execution_device, self.view_tokenizer.dtype)
+            vectors = self.view_tokenizer.quantizer.decode(self.view_tokenizer.encode(pixel_values).codes)
+            contexts.append(vectors.flatten(2).transpose(1, 2))
+        return torch.stack(contexts, dim=1).to(self.transformer.dtype)
+
+    def prepare_latents(self, batch_size: int, latents: torch.Tensor | None = None) -> torch.Tensor:
+        """`(B, N)` int64 codes to start from: all masks, or the given ones, checked."""
+        grid = tuple(self.transformer.config.code_grid)
+        mask = self.transformer.mask_token_id
+        if latents is None:
+            return torch.full((batch_size, *grid), mask, dtype=torch.int64, device=self._execution_device).flatten(1)
+        if latents.shape != (batch_size, *grid) or latents.dtype != torch.int64:
+            raise ValueError(f"latents must be int64 codes of shape {(batch_size, *grid)}; got {latents.dtype} {tuple(latents.shape)}")
+        if latents.min() < 0 or latents.max() > mask:
+            raise ValueError(f"latents must lie in [0, {mask}], {mask} being the mask; got {int(latents.min())} to {int(latents.max())}")
+        return latents.flatten(1).to(self._execution_device)
+
+    def decode_codes(self, codes: torch.Tensor, output_type: str = "pt") -> Any:
+        """Volumes of codes `(B, *code_grid)`, in the form that `output_type` names."""
+        if output_type == "latent":
+            return codes
+        pixel_values = self.volume_tokenizer.decode(codes).sample
+        return pixel_values if output_type == "pt" else self.volume_processor.postprocess(pixel_values, output_type=output_type)
+
+    def _context_arguments(self, context: torch.Tensor) -> dict[str, Any]:
+        if self.transformer.config.context_attention == "prefix":
+            return {"context_key_values": self.transformer.encode_context(context)}
+        return {"context": context}
+
+    def _check_arguments(
+        self, views: Mapping[str, Any], num_volumes_per_prompt: int, output_type: str, callback_inputs: list[str] | None
+    ) -> None:
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r} is unknown; choose one of {OUTPUT_TYPES}")
+        if num_volumes_per_prompt < 1:
+            raise ValueError(f"num_volumes_per_prompt must be at least 1; got {num_volumes_per_prompt}")
+        unknown = sorted(set(callback_inputs or ()) - set(self._callback_tensor_inputs))
+        if unknown:
+            raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are unknown; choose from {self._callback_tensor_inputs}")
+        _check_views(views, self.transformer.view_names)
+
+
+def _check_views(views: Mapping[str, Any], expected: list[str]) -> None:
+    if not isinstance(views, Mapping):
+        raise ValueError(f"views must be a dict of images by view name, one of each of {expected}; got {type(views).__name__}")
+    missing, unknown = sorted(set(expected) - set(views)), sorted(set(views) - set(expected))
+    if missing or unknown:
+        raise ValueError(f"this model takes the views {expected}; missing: {missing}, unknown: {unknown}")
+    counts = {name: len(_as_list(images)) for name, images in views.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise ValueError(f"every view needs the same number of images, one per subject and at least one; got {counts}")
+
+
+def _check_fit(volume_tokenizer: VQTokenizer, view_tokenizer: VQTokenizer, transformer: CodeTransformer) -> None:
+    pairs = {
+        "transformer.num_codes and volume_tokenizer's codebook_size": (
+            transformer.config.num_codes,
+            volume_tokenizer.config.quantizer["codebook_size"],
+        ),
+        "transformer.context_dim and view_tokenizer's codebook_dim": (
+            transformer.config.context_dim,
+            view_tokenizer.config.quantizer["codebook_dim"],
+        ),
+        "volume_tokenizer's spatial_dims and 3": (volume_tokenizer.config.spatial_dims, 3),
+        "view_tokenizer's spatial_dims and 2": (view_tokenizer.config.spatial_dims, 2),
+    }
+    for names, (left, right) in pairs.items():
+        if left != right:
+            raise ValueError(f"these components do not belong together: {names} must be equal; got {left} and {right}")
+
+
+def _as_list(images: Any) -> list[Any]:
+    return list(images) if isinstance(images, (list, tuple)) else [images]

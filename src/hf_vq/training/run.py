@@ -1,0 +1,242 @@
+"""What every training script does around its loop: Accelerate, optimizer, averaged weights, checkpoints, figures."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from .arguments import TrainingArguments
+from .sampler import ResumableSampler
+
+CHECKPOINT_PREFIX = "checkpoint-"
+CHECKPOINT_INFO = "checkpoint.json"
+
+
+def make_accelerator(args: TrainingArguments) -> Accelerator:
+    """Accelerator of a run, with all generators seeded by `args.seed`.
+
+    Raises:
+        ValueError: if the output folder holds something and neither `resume_from_checkpoint` nor `overwrite` is given.
+    """
+    output_dir = Path(args.output_dir)
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not (args.overwrite or args.resume_from_checkpoint):
+        raise ValueError(
+            f"--output_dir {args.output_dir} is not empty; choose another one, or pass --overwrite or --resume_from_checkpoint latest"
+        )
+    if min(args.max_train_steps, args.train_batch_size, args.gradient_accumulation_steps) < 1:
+        raise ValueError(
+            "max_train_steps, train_batch_size and gradient_accumulation_steps must be at least 1; got "
+            f"{args.max_train_steps}, {args.train_batch_size}, {args.gradient_accumulation_steps}"
+        )
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=str(output_dir / "logs")),
+    )
+    set_seed(args.seed)
+    return accelerator
+
+
+class TrainingRun:
+    """Model, optimizer, schedule, averaged weights and step counter of a training, saved and restored as one.
+
+    Args:
+        accelerator: from `make_accelerator`.
+        model: the model to train; `save_pretrained` is used at the end.
+        args: the script's flags.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module, args: TrainingArguments) -> None:
+        self.accelerator, self.args, self.step = accelerator, args, 0
+        self.output_dir = Path(args.output_dir)
+        if accelerator.is_main_process:
+            if args.overwrite and not args.resume_from_checkpoint and self.output_dir.is_dir():
+                shutil.rmtree(self.output_dir)
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        accelerator.wait_for_everyone()
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=args.learning_rate, weight_decay=args.weight_decay)
+        self.lr_scheduler = get_scheduler(
+            args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+        )
+        self.ema = EMAModel(model.parameters(), decay=args.ema_decay)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.ema.to(accelerator.device)
+        accelerator.register_for_checkpointing(self.lr_scheduler, self.ema)
+        if accelerator.log_with:
+            accelerator.init_trackers("hf_vq", config={k: str(v) for k, v in vars(args).items()})
+        if args.resume_from_checkpoint:
+            self._resume(args.resume_from_checkpoint)
+        self._progress = tqdm(
+            total=args.max_train_steps, initial=self.step, desc=self.output_dir.name, disable=not accelerator.is_local_main_process
+        )
+
+    @property
+    def unwrapped_model(self) -> Any:
+        """The model without the wrapper of a distributed setup."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def dataloader(self, dataset: Dataset) -> DataLoader:
+        """Loader of all batches that are still to be trained on, shuffled anew each epoch, the same after a resume."""
+        args = self.args
+        per_step = args.train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
+        sampler = ResumableSampler(len(dataset), self.step * per_step, args.max_train_steps * per_step, args.seed)  # type: ignore[arg-type]
+        loader = DataLoader(
+            dataset,
+            batch_size=args.train_batch_size,
+            sampler=sampler,
+            num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_num_workers > 0,
+        )
+        return self.accelerator.prepare(loader)
+
+    def generator(self, batch_index: int) -> torch.Generator:
+        """CPU generator for the noise of one batch; a function of seed, step, rank and batch, so resuming repeats it."""
+        args, accelerator = self.args, self.accelerator
+        number = (self.step * accelerator.num_processes + accelerator.process_index) * args.gradient_accumulation_steps
+        return torch.Generator().manual_seed(args.seed * 1_000_003 + number + batch_index)
+
+    def optimize(self, loss: torch.Tensor, figures: Mapping[str, Any]) -> bool:
+        """Backward and, when gradients are complete, one optimizer step.
+
+        Args:
+            loss: scalar.
+            figures: scalars to log beside the loss.
+
+        Returns:
+            True if an optimizer step was made.
+
+        Raises:
+            ValueError: if the loss is NaN or infinite; checkpoints written before are kept.
+        """
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss became {float(loss)} at step {self.step + 1}; lower --learning_rate or check the data. "
+                f"Checkpoints in {self.output_dir} are intact."
+            )
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if not self.accelerator.sync_gradients:
+            return False
+        self.lr_scheduler.step()
+        self.ema.step(self.unwrapped_model.parameters())
+        self.step += 1
+        self._progress.update()
+        if self.step % self.args.logging_steps == 0 or self.finished:
+            self.log({"loss": loss, **figures, "learning_rate": self.lr_scheduler.get_last_lr()[0]})
+        if self.args.checkpointing_steps and self.step % self.args.checkpointing_steps == 0:
+            self.save_checkpoint()
+        return True
+
+    @property
+    def finished(self) -> bool:
+        """True after the last step."""
+        return self.step >= self.args.max_train_steps
+
+    @property
+    def validation_due(self) -> bool:
+        """True after every `validation_steps` steps and after the last one."""
+        return self.finished or self.step % self.args.validation_steps == 0
+
+    def log(self, figures: Mapping[str, Any]) -> None:
+        """Appends scalars, averaged over processes, to `logs.jsonl`, to the tracker and to the progress bar."""
+        device = self.accelerator.device
+        values = {k: self.accelerator.reduce(torch.as_tensor(v, dtype=torch.float64, device=device).detach(), "mean") for k, v in figures.items()}
+        plain = {key: float(value) for key, value in values.items()}
+        self.accelerator.log(plain, step=self.step)
+        if self.accelerator.is_main_process:
+            with (self.output_dir / "logs.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step, **plain}) + "\n")
+            self._progress.set_postfix({key: f"{value:.4g}" for key, value in plain.items()})
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[Any]:
+        """The model in eval mode with the averaged weights in place; afterwards training weights and mode are back."""
+        model = self.unwrapped_model
+        self.ema.store(model.parameters())
+        self.ema.copy_to(model.parameters())
+        model.eval()
+        try:
+            yield model
+        finally:
+            self.ema.restore(model.parameters())
+            model.train()
+
+    def save_checkpoint(self) -> None:
+        """Writes the whole state under a temporary name, renames it, and removes the oldest beyond the limit."""
+        path = self.output_dir / f"{CHECKPOINT_PREFIX}{self.step:07d}"
+        temporary = self.output_dir / f".{path.name}.partial"
+        self.accelerator.save_state(str(temporary))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._finish_checkpoint(temporary)
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.rename(path)
+            for old in list_checkpoints(self.output_dir)[: -self.args.checkpoints_total_limit]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def end(self) -> None:
+        """Closes progress bar and trackers."""
+        self._progress.close()
+        self.accelerator.end_training()
+
+    def _finish_checkpoint(self, folder: Path) -> None:
+        info = {"step": self.step, "model_class": type(self.unwrapped_model).__name__, "config": _config_of(self.unwrapped_model)}
+        (folder / CHECKPOINT_INFO).write_text(json.dumps(info, default=str), encoding="utf-8")
+
+    def _resume(self, which: str) -> None:
+        path = find_checkpoint(self.output_dir, which)
+        info = json.loads((path / CHECKPOINT_INFO).read_text(encoding="utf-8"))
+        model = self.unwrapped_model
+        if info["model_class"] != type(model).__name__:
+            raise ValueError(f"{path} is a checkpoint of a {info['model_class']}; this script trains a {type(model).__name__}")
+        config = json.loads(json.dumps(_config_of(model), default=str))
+        changed = sorted(k for k in {*config, *info["config"]} if config.get(k) != info["config"].get(k))
+        if changed:
+            raise ValueError(f"{path} was made with other values of {changed}; resume with the config it was started with")
+        self.accelerator.load_state(str(path))
+        self.step = info["step"]
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints in a folder, oldest first."""
+    return sorted(path for path in output_dir.glob(f"{CHECKPOINT_PREFIX}*") if (path / CHECKPOINT_INFO).is_file())
+
+
+def find_checkpoint(output_dir: Path, which: str) -> Path:
+    """The checkpoint that `--resume_from_checkpoint` means: a folder, a name inside `output_dir`, or `latest`.
+
+    Raises:
+        ValueError: if there is no such complete checkpoint.
+    """
+    if which == "latest":
+        found = list_checkpoints(output_dir)
+        if not found:
+            raise ValueError(f"--resume_from_checkpoint latest: {output_dir} holds no complete checkpoint; start without it")
+        return found[-1]
+    for path in (Path(which), output_dir / which):
+        if (path / CHECKPOINT_INFO).is_file():
+            return path
+    raise ValueError(f"--resume_from_checkpoint {which}: no folder with {CHECKPOINT_INFO} there; name a checkpoint or 'latest'")
+
+
+def _config_of(model: Any) -> dict[str, Any]:
+    config = model.config
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return {key: value for key, value in values.items() if not key.startswith("_") and not key.endswith("_version")}
