@@ -1,0 +1,102 @@
+"""Codebook usage, features and reconstructions of a small tokenizer."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hf_vq.evaluation.tokenizer import VolumeTokenizer, codebook_usage, distribution_scores
+from hf_vq.evaluation.volumes import GridVolume
+from hf_vq.models.configuration_vq_tokenizer import VQTokenizerConfig
+from hf_vq.models.modeling_vq_tokenizer import VQTokenizer
+from hf_vq.processors.image_processing_ct_volume import CTVolumeProcessor
+
+
+@pytest.fixture
+def tokenizer() -> VolumeTokenizer:
+    torch.manual_seed(0)
+    config = VQTokenizerConfig(
+        spatial_dims=3,
+        base_channels=8,
+        channel_multipliers=[1, 1],
+        num_res_blocks=1,
+        quantizer={"codebook_size": 16, "codebook_dim": 4, "init": "random"},
+    )
+    return VolumeTokenizer(VQTokenizer(config).eval(), CTVolumeProcessor(size=[16, 16, 16]), batch_size=2)
+
+
+def _volumes(count: int, side: int = 16) -> list[GridVolume]:
+    generator = np.random.default_rng(0)
+    hu = generator.uniform(-1000, 1000, size=(count, side, side, side)).astype(np.float32)
+    return [GridVolume(volume, np.diag([160 / side] * 3 + [1.0])) for volume in hu]
+
+
+def test_usage_counts_codes_and_their_perplexity() -> None:
+    """Codes 0, 0, 1, 2 of 8: entropy 0.5 ln 2 + 2 * 0.25 ln 4, perplexity 2 sqrt 2."""
+    usage = codebook_usage(torch.tensor([[0, 0], [1, 2]]), 8)
+    assert usage["codes_used"] == 3
+    assert usage["codebook_size"] == 8
+    assert usage["used_fraction"] == pytest.approx(3 / 8)
+    assert usage["perplexity"] == pytest.approx(2 * 2**0.5, rel=1e-5)
+
+
+def test_usage_of_all_codes_equally() -> None:
+    usage = codebook_usage(torch.arange(8).repeat(3), 8)
+    assert (usage["codes_used"], usage["used_fraction"]) == (8, 1.0)
+    assert usage["perplexity"] == pytest.approx(8.0, rel=1e-5)
+
+
+def test_features_are_pooled_latents_and_do_not_depend_on_the_batch(tokenizer: VolumeTokenizer) -> None:
+    volumes = _volumes(5)
+    features = tokenizer.features(volumes)
+    pixels = tokenizer.processor([volume.to_nifti() for volume in volumes])["pixel_values"]
+    with torch.no_grad():
+        latents = tokenizer.model.encode(pixels).latents
+    expected = latents.reshape(5, 4, 2, 2, 2, 2, 2, 2).mean(dim=(3, 5, 7)).flatten(1)
+    np.testing.assert_allclose(features, expected.numpy(), atol=1e-5)
+    assert features.shape == (5, 32)
+
+
+def test_features_of_an_untrained_network_are_not_called_learned(tokenizer: VolumeTokenizer) -> None:
+    assert tokenizer.feature_name.endswith("(NOT learned: no training recorded)")
+    tokenizer.model.train()(torch.zeros(1, 1, 16, 16, 16))
+    assert tokenizer.feature_name.endswith("(learned in 1 batches)")
+
+
+def test_reconstructions_lie_on_the_true_grid(tokenizer: VolumeTokenizer) -> None:
+    volumes = _volumes(3, side=20)
+    reconstructions = tokenizer.reconstruct(volumes)
+    assert [one.shape for one in reconstructions] == [(20, 20, 20)] * 3
+    assert all(np.isfinite(one).all() and np.abs(one).max() <= 1000 for one in reconstructions)
+    assert tokenizer.codes(volumes).shape == (3, 4, 4, 4)
+
+
+def test_parts_are_loaded_out_of_a_pipeline_folder(tokenizer: VolumeTokenizer, tmp_path: Path) -> None:
+    tokenizer.model.save_pretrained(tmp_path / "volume_tokenizer")
+    tokenizer.processor.save_pretrained(tmp_path / "volume_processor")
+    loaded = VolumeTokenizer.from_pipeline(str(tmp_path))
+    assert not loaded.model.training
+    assert loaded.codebook_size == 16
+    torch.testing.assert_close(loaded.codes(_volumes(2)), tokenizer.codes(_volumes(2)))
+
+
+def test_a_folder_that_is_no_pipeline_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected a saved ViewsToVolumePipeline"):
+        VolumeTokenizer.from_pipeline(str(tmp_path))
+
+
+def test_repeated_means_show_why_few_neighbours_mislead() -> None:
+    """One vector repeated has recall 0 whatever its density, so it must stand beside the model's own scores."""
+    real = np.random.default_rng(1).normal(size=(24, 3))
+    rows, notes = distribution_scores(real, {"mean volume": np.repeat(real.mean(axis=0)[None], 24, axis=0)}, 5)
+    assert rows["mean volume"]["recall"] == 0.0
+    assert rows["mean volume"]["num_generated"] == 24
+    assert notes == []
+
+
+def test_sets_too_small_are_left_out_and_named() -> None:
+    real = np.random.default_rng(2).normal(size=(10, 3))
+    rows, notes = distribution_scores(real, {"enough": real, "few": real[:4]}, 5)
+    assert list(rows) == ["enough"]
+    assert notes == ["Density and the like of 'few' left out: 4 volumes, nearest_k = 5."]

@@ -1,0 +1,219 @@
+"""The pipeline from views to volumes, with tiny untrained components."""
+
+import subprocess
+import sys
+
+import diffusers
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from diffusers import AmusedScheduler, DiffusionPipeline
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+from hf_vq import (
+    AbsorbingScheduler,
+    CodeTransformer,
+    CTVolumeProcessor,
+    ViewsToVolumePipeline,
+    VQTokenizer,
+    VQTokenizerConfig,
+    XrayImageProcessor,
+)
+
+TOKENIZER = {"base_channels": 8, "channel_multipliers": [1], "stem_stride": 4, "num_res_blocks": 1, "num_norm_groups": 4}
+
+
+def make(context_attention="full", **transformer):
+    torch.manual_seed(0)
+    volume_tokenizer, view_tokenizer = (
+        VQTokenizer(VQTokenizerConfig(spatial_dims=dims, quantizer={"codebook_size": 11, "codebook_dim": 3}, **TOKENIZER))
+        for dims in (3, 2)
+    )
+    fields = {"num_codes": 11, "code_grid": (2, 3, 4), "context_dim": 3, "context_grid": (4, 4), "hidden_size": 16}
+    pipeline = ViewsToVolumePipeline(
+        volume_tokenizer=volume_tokenizer.eval(),
+        view_tokenizer=view_tokenizer.eval(),
+        transformer=CodeTransformer(
+            **{**fields, "num_layers": 1, "num_heads": 2, "context_attention": context_attention, **transformer}
+        ).eval(),
+        scheduler=AbsorbingScheduler(11),
+        volume_processor=CTVolumeProcessor(size=[8, 12, 16], spacing=[4.0, 3.0, 2.0]),
+        view_processor=XrayImageProcessor(size={"height": 16, "width": 16}),
+    )
+    for tensor in (  # far enough from their small initial values that other inputs give other codes
+        pipeline.view_tokenizer.quantizer.codebook.weight,
+        pipeline.transformer.head.weight,
+    ):
+        tensor.data.normal_()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def views(subjects=2):
+    rng = np.random.default_rng(0)
+    return {
+        name: [Image.fromarray(rng.integers(0, 255, (20, 16), dtype=np.uint8)) for _ in range(subjects)]
+        for name in ("frontal", "lateral")
+    }
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("context_attention", ["full", "prefix"])
+def test_output_types_agree(context_attention):
+    pipe = make(context_attention)
+    outputs = {
+        kind: pipe(views(), num_inference_steps=4, generator=generator(), output_type=kind).volumes
+        for kind in ("latent", "pt", "hu", "nifti")
+    }
+    assert outputs["latent"].shape == (2, 2, 3, 4)
+    assert outputs["pt"].shape == (2, 1, 8, 12, 16)
+    assert torch.equal(pipe.volume_tokenizer.decode(outputs["latent"]).sample, outputs["pt"])
+    np.testing.assert_allclose(outputs["hu"], outputs["pt"][:, 0].clamp(-1, 1).numpy() * 1000, atol=1e-2)
+    for index, volume in enumerate(outputs["nifti"]):
+        assert isinstance(volume, nib.Nifti1Image)
+        assert volume.shape == (16, 12, 8)
+        assert nib.aff2axcodes(volume.affine) == ("R", "A", "S")
+        np.testing.assert_allclose(volume.header.get_zooms(), (2, 3, 4))
+        stored = np.asanyarray(volume.dataobj).transpose(2, 1, 0)
+        np.testing.assert_allclose(stored, outputs["hu"][index], atol=0.51)
+
+
+def test_single_images_and_lists_of_one_agree():
+    pipe, one = make(), views(1)
+    single = pipe({name: images[0] for name, images in one.items()}, num_inference_steps=3, generator=generator())
+    listed = pipe(one, num_inference_steps=3, generator=generator())
+    assert torch.equal(single.codes, listed.codes)
+
+
+def test_same_seed_same_volumes_and_another_seed_others():
+    pipe = make()
+    runs = [pipe(views(), num_inference_steps=4, generator=generator(seed), output_type="pt").volumes for seed in (1, 1, 2)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_a_volume_does_not_depend_on_its_batch():
+    pipe, both = make(), views()
+    together = pipe(both, num_inference_steps=4, num_volumes_per_prompt=2, generator=[generator(s) for s in range(4)]).codes
+    second = {name: images[1] for name, images in both.items()}
+    alone = pipe(second, num_inference_steps=4, generator=generator(3)).codes
+    assert torch.equal(together[3:], alone)
+
+
+def test_views_change_the_result():
+    pipe, right = make(), views()
+    codes = pipe(right, num_inference_steps=4, generator=generator()).codes
+    wrong = {name: images[::-1] for name, images in right.items()}
+    assert not torch.equal(pipe(wrong, num_inference_steps=4, generator=generator()).codes, codes)
+
+
+def test_cached_context_gives_the_same_codes():
+    pipe = make("prefix")
+    codes = pipe(views(), num_inference_steps=4, generator=generator()).codes
+    pipe._context_arguments = lambda context: {"context": context}
+    assert torch.equal(pipe(views(), num_inference_steps=4, generator=generator()).codes, codes)
+
+
+def test_given_codes_are_kept():
+    pipe = make()
+    latents = torch.full((2, 2, 3, 4), 11)
+    latents[:, 1] = torch.randint(11, (2, 3, 4))
+    codes = pipe(views(), num_inference_steps=3, latents=latents, generator=generator(), output_type="latent").volumes
+    assert torch.equal(codes[:, 1], latents[:, 1])
+    assert bool((codes < 11).all())
+
+
+def test_amused_scheduler_takes_its_place():
+    pipe = make()
+    pipe.scheduler = AmusedScheduler(mask_token_id=11)
+    codes = pipe(views(), num_inference_steps=5, generator=generator()).codes
+    assert bool((codes < 11).all())
+
+
+def test_callback_sees_every_step():
+    pipe, seen = make(), []
+
+    def callback(pipeline, step, timestep, tensors):
+        seen.append((step, int((tensors["codes"] == 11).sum())))
+        return tensors
+
+    pipe(views(), num_inference_steps=6, generator=generator(), callback_on_step_end=callback)
+    assert [step for step, _ in seen] == list(range(6))
+    assert [masks for _, masks in seen] == sorted((masks for _, masks in seen), reverse=True)
+    assert seen[-1][1] == 0
+    assert pipe.num_timesteps == 6
+
+
+def test_tuple_output():
+    volumes, codes = make()(views(), num_inference_steps=2, generator=generator(), output_type="latent", return_dict=False)
+    assert torch.equal(volumes, codes)
+
+
+def test_a_fresh_process_reproduces_the_volumes(tmp_path):
+    pipe = make()
+    pipe.save_pretrained(tmp_path / "pipe")
+    for name, images in views().items():
+        for index, image in enumerate(images):
+            image.save(tmp_path / f"{name}{index}.png")
+    paths = {name: [str(tmp_path / f"{name}{index}.png") for index in range(2)] for name in ("frontal", "lateral")}
+    torch.save(pipe(paths, num_inference_steps=4, generator=generator(5), output_type="pt").volumes, tmp_path / "here.pt")
+    program = f"""
+import torch, hf_vq
+from diffusers import DiffusionPipeline
+for cls in (hf_vq.ViewsToVolumePipeline, DiffusionPipeline):
+    pipe = cls.from_pretrained({str(tmp_path / "pipe")!r})
+    assert type(pipe) is hf_vq.ViewsToVolumePipeline
+    volumes = pipe({paths!r}, num_inference_steps=4, generator=torch.Generator().manual_seed(5), output_type="pt").volumes
+    assert torch.equal(volumes, torch.load({str(tmp_path / "here.pt")!r}))
+print("same to the bit")
+"""
+    # one thread as in this process: the order of a parallel sum may change its last bit
+    program = f"import torch; torch.set_num_threads({torch.get_num_threads()})\n" + program
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "same to the bit" in result.stdout, result.stderr
+
+
+def test_parts_load_through_the_auto_classes(tmp_path):
+    make().save_pretrained(tmp_path)
+    assert diffusers.ViewsToVolumePipeline is ViewsToVolumePipeline
+    assert type(DiffusionPipeline.from_pretrained(tmp_path)) is ViewsToVolumePipeline
+    for part in ("volume_tokenizer", "view_tokenizer"):
+        assert isinstance(AutoModel.from_pretrained(tmp_path / part), VQTokenizer)
+    assert isinstance(AutoImageProcessor.from_pretrained(tmp_path / "volume_processor"), CTVolumeProcessor)
+    assert isinstance(AutoImageProcessor.from_pretrained(tmp_path / "view_processor"), XrayImageProcessor)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"views": {"frontal": views()["frontal"]}}, r"missing: \['lateral'\]"),
+        ({"views": {**views(), "oblique": views()["frontal"]}}, r"unknown: \['oblique'\]"),
+        ({"views": {"frontal": views(2)["frontal"], "lateral": views(1)["lateral"]}}, "same number of images"),
+        ({"views": {"frontal": [], "lateral": []}}, "at least one"),
+        ({"views": views()["frontal"]}, "dict of images"),
+        ({"output_type": "dicom"}, "output_type='dicom'"),
+        ({"num_volumes_per_prompt": 0}, "num_volumes_per_prompt"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"generator": [generator()]}, "1 generators for 2 samples"),
+        ({"latents": torch.zeros(2, 2, 3, 3, dtype=torch.int64)}, "latents"),
+        ({"latents": torch.full((2, 2, 3, 4), 12)}, r"\[0, 11\]"),
+        ({"callback_on_step_end_tensor_inputs": ["logits"]}, "logits"),
+        ({"views": {name: [image.convert("RGBA") for image in images] for name, images in views().items()}}, "RGBA"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        make()(**{"views": views(), "num_inference_steps": 2, **arguments})
+
+
+def test_components_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="num_codes"):
+        make(num_codes=12)
+    with pytest.raises(ValueError, match="context_dim"):
+        make(context_dim=4)

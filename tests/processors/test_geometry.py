@@ -1,0 +1,117 @@
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from hf_vq.processors.geometry import (
+    VIEW_AXES,
+    VOLUME_AXES,
+    canonical_grid,
+    check_affine,
+    field_of_view,
+    from_canonical,
+    grid_affine,
+    to_array_axes,
+    to_canonical,
+    to_tensor_axes,
+    view_layout,
+    voxel_spacing,
+)
+
+
+def stored_affine(codes: str, spacing: tuple[float, float, float]) -> np.ndarray:
+    """An affine whose array axes point to the directions in `codes`."""
+    orientation = nibabel.orientations.axcodes2ornt(codes)
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for column, (axis, sign) in enumerate(orientation):
+        affine[int(axis), column] = sign * spacing[column]
+    affine[:3, 3] = (12.0, -30.5, 101.0)
+    return affine
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LAS", "LPS", "PIR", "SAL", "IPR"])
+def test_canonical_axes_point_right_anterior_superior_and_every_voxel_keeps_its_place(codes):
+    array = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    affine = stored_affine(codes, (1.0, 2.0, 3.0))
+    canonical, canonical_affine = to_canonical(array, affine)
+    assert nibabel.aff2axcodes(canonical_affine) == ("R", "A", "S")
+    for value in (0, 7, 23):
+        stored_index = np.argwhere(array == value)[0]
+        canonical_index = np.argwhere(canonical == value)[0]
+        np.testing.assert_allclose(
+            affine @ [*stored_index, 1], canonical_affine @ [*canonical_index, 1], rtol=0, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LAS", "LPS", "PIR", "SAL", "IPR"])
+def test_from_canonical_undoes_to_canonical(codes):
+    array = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    affine = stored_affine(codes, (1.0, 2.0, 3.0))
+    canonical, canonical_affine = to_canonical(array, affine)
+    np.testing.assert_array_equal(from_canonical(canonical, affine), array)
+    grid, shape = canonical_grid(affine, array.shape)
+    np.testing.assert_array_equal(grid, canonical_affine)
+    assert shape == canonical.shape[::-1]
+
+
+def test_tensor_axes_are_the_canonical_axes_reversed():
+    assert VOLUME_AXES == ("superior", "anterior", "right")
+    array = np.zeros((2, 3, 4), dtype=np.int16)
+    array[1, 2, 3] = 5
+    volume = to_tensor_axes(array)
+    assert volume.shape == (1, 1, 4, 3, 2)
+    assert volume.dtype == torch.float32
+    assert volume[0, 0, 3, 2, 1] == 5
+    np.testing.assert_array_equal(to_array_axes(volume[0, 0]), array)
+
+
+def test_a_grid_lies_about_its_centre_with_its_spacing():
+    affine = grid_affine((4, 5, 6), (1.0, 2.0, 3.0), center=np.array([10.0, 20.0, 30.0]))
+    np.testing.assert_allclose(voxel_spacing(affine), [3.0, 2.0, 1.0])
+    center, extent = field_of_view(affine, (6, 5, 4))
+    np.testing.assert_allclose(center, [10.0, 20.0, 30.0])
+    np.testing.assert_allclose(extent, [18.0, 10.0, 4.0])
+
+
+def test_field_of_view_does_not_depend_on_the_storage_order():
+    shape = (4, 5, 6)
+    affine = stored_affine("PIR", (1.0, 2.0, 3.0))
+    canonical, canonical_affine = to_canonical(np.zeros(shape), affine)
+    for stored, reordered in zip(
+        field_of_view(affine, shape), field_of_view(canonical_affine, canonical.shape), strict=True
+    ):
+        np.testing.assert_allclose(stored, reordered)
+
+
+def test_views_look_along_the_axis_they_leave_out():
+    assert VIEW_AXES == {"frontal": ("inferior", "left"), "lateral": ("inferior", "posterior")}
+    assert view_layout("frontal") == (1, (0, 2), [0, 2])
+    assert view_layout("lateral") == (2, (0, 1), [0, 1])
+
+
+def test_an_unknown_view_is_named():
+    with pytest.raises(ValueError, match=r"found view 'oblique', expected one of \['frontal', 'lateral'\]"):
+        view_layout("oblique")
+
+
+def with_entry(row: int, column: int, value: float) -> np.ndarray:
+    affine = np.eye(4)
+    affine[row, column] = value
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("affine", "message"),
+    [
+        (None, "scan.nii: found no affine"),
+        (np.eye(3), r"scan.nii: found an affine of shape \(3, 3\), expected \(4, 4\)"),
+        (with_entry(1, 1, 0.0), r"scan.nii: found voxel spacing \[1.0, 0.0, 1.0\] mm"),
+        (with_entry(2, 2, np.nan), r"scan.nii: found voxel spacing \[1.0, 1.0, nan\] mm"),
+        (with_entry(0, 3, np.inf), "scan.nii: found voxel spacing"),
+        (np.array([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "scan.nii: found a singular affine"),
+    ],
+)
+def test_an_invalid_affine_is_refused_with_its_file_and_a_remedy(affine, message):
+    with pytest.raises(ValueError, match=f"{message}.*; write the scan with its voxel spacing"):
+        check_affine(affine, "scan.nii")

@@ -1,0 +1,265 @@
+"""`scripts/evaluate.py` from a folder of volumes to its three files, and its one-line errors."""
+
+import csv
+import json
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_vq import CTVolumeProcessor, VQTokenizer, VQTokenizerConfig
+from hf_vq.data import render_views
+from hf_vq.evaluation import mean_volume, psnr_3d
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+SIDE, SPACING = 12, 25.0
+COUNTS = {"train": 6, "validation": 4, "test": 5}
+AFFINE = np.diag([SPACING] * 3 + [1.0])
+Run = Callable[..., dict]
+
+
+def _truth(number: int) -> np.ndarray:
+    """A ball of tissue at a random place, (D, H, W); HU even, so that ±20 HU stays exact in int16."""
+    generator = np.random.default_rng(number)
+    axes = np.meshgrid(*[np.linspace(-1, 1, SIDE)] * 3, indexing="ij")
+    centre = generator.uniform(-0.4, 0.4, size=3)
+    distance = sum((axis - middle) ** 2 for axis, middle in zip(axes, centre, strict=True))
+    return np.where(distance < 0.4, 2 * generator.integers(0, 200), -900).astype(np.int16)
+
+
+def _save_volume(path: Path, hu: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(hu.transpose(2, 1, 0)).astype(np.int16), affine), path)
+
+
+def _write_csv(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def truths() -> dict[str, np.ndarray]:
+    numbers = iter(range(100))
+    return {f"{split}_{index}": _truth(next(numbers)) for split, count in COUNTS.items() for index in range(count)}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory, truths: dict[str, np.ndarray]) -> Path:
+    """A paired folder whose views are rendered from its volumes."""
+    root = tmp_path_factory.mktemp("cohort")
+    for split in COUNTS:
+        folder = root / split
+        folder.mkdir()
+        rows = []
+        for name in (one for one in truths if one.startswith(split)):
+            _save_volume(folder / f"{name}.nii.gz", truths[name])
+            volume = torch.from_numpy(truths[name]).float()[None, None]
+            images = render_views(volume, [SPACING] * 3, image_size=(16, 16))[0, :, 0].numpy()
+            row = {"file_name": f"{name}.nii.gz"}
+            for view, image in zip(("frontal", "lateral"), images, strict=True):
+                row[view] = f"{name}_{view}.png"
+                Image.fromarray((image * 65535).round().astype(np.uint16)).save(folder / row[view])
+            rows.append(row | {"subject": name})
+        _write_csv(folder / "metadata.csv", rows)
+    return root
+
+
+def _test_names() -> list[str]:
+    return [f"test_{index}" for index in range(COUNTS["test"])]
+
+
+def _write_generated(folder: Path, truths: dict[str, np.ndarray], sources: list[str], num_samples: int = 2) -> Path:
+    """Volumes that miss by +20 HU in even samples and by -20 HU in odd ones; `sources` says whose volumes they are."""
+    folder.mkdir()
+    rows = []
+    for name, source in zip(_test_names(), sources, strict=True):
+        for sample in range(num_samples):
+            file_name = f"{name}_{sample}.nii.gz"
+            _save_volume(folder / file_name, truths[source] + 20 * (-1) ** sample)
+            rows.append({"file_name": file_name, "subject": name, "sample": sample})
+    _write_csv(folder / "metadata.csv", rows)
+    return folder
+
+
+@pytest.fixture
+def generated(tmp_path: Path, truths: dict[str, np.ndarray]) -> Path:
+    return _write_generated(tmp_path / "generated", truths, _test_names())
+
+
+@pytest.fixture
+def evaluate(cohort: Path, generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the script as the command line does and returns its figures."""
+
+    def call(**flags: object) -> dict:
+        values = {"data": cohort, "generated": generated, "output_dir": tmp_path / "out"} | flags
+        argv = [str(SCRIPT)]
+        for name, value in values.items():
+            argv += [f"--{name}", *(str(part) for part in (value if isinstance(value, tuple) else (value,)))]
+        monkeypatch.setattr(sys, "argv", argv)
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        return json.loads((tmp_path / "out" / "metrics.json").read_text())
+
+    return call
+
+
+def _mean(report: dict, row: str, metric: str = "psnr_3d") -> float:
+    return report["summary"][row][metric]["mean"]
+
+
+def test_figures_are_those_of_the_known_errors(
+    evaluate: Run, truths: dict[str, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """±20 HU of 2000 is 40 dB; two samples of opposite sign average to the truth; the mean volume by hand."""
+    names = _test_names()
+    shuffled = _write_generated(tmp_path / "shuffled", truths, [*names[1:], names[0]], num_samples=1)
+    report = evaluate(shuffled=shuffled)
+    assert _mean(report, "one sample") == pytest.approx(40.0)
+    assert _mean(report, "one sample", "mae_hu") == pytest.approx(20.0)
+    assert _mean(report, "one sample, scores averaged over 2 samples") == pytest.approx(40.0)
+    assert _mean(report, "mean of 2 samples") == 100.0
+    mean = mean_volume(np.stack([volume for name, volume in truths.items() if name.startswith("train")]))
+    by_hand = np.mean([psnr_3d(truths[name], mean) for name in names])
+    assert _mean(report, "mean volume") == pytest.approx(by_hand, rel=1e-5)
+    assert _mean(report, "shuffled views, one sample") < 30
+    difference = report["paired_differences"]["shuffled views, one sample"]["psnr_3d"]["mean"]
+    assert difference == pytest.approx(40 - _mean(report, "shuffled views, one sample"))
+    floor = _mean(report, "true volume (floor of the re-projection error)", "reprojection")
+    assert floor < 1e-4 < _mean(report, "one sample", "reprojection")
+    assert report["subjects"] == names
+    assert report["settings"]["window"] == [-1000.0, 1000.0]
+    printed = capsys.readouterr().out
+    assert printed.strip() == (tmp_path / "out" / "metrics.md").read_text().strip()
+    assert "tokenizer reconstruction (ceiling)" not in report["summary"]
+    assert any("no --pipeline" in note for note in report["notes"])
+    with Image.open(tmp_path / "out" / "sheet.png") as image:
+        assert min(image.size) > 200
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "metrics.md", "sheet.png"]
+
+
+def test_the_window_sets_the_data_range(evaluate: Run) -> None:
+    report = evaluate(window=(-1000, 0))
+    assert report["settings"]["window"] == [-1000.0, 0.0]
+    assert report["per_subject"]["one sample"][0]["psnr_3d"] != pytest.approx(40.0)
+
+
+def test_a_wrong_subject_changes_the_score(evaluate: Run, truths: dict[str, np.ndarray], tmp_path: Path) -> None:
+    names = _test_names()
+    turned = _write_generated(tmp_path / "turned", truths, [*names[1:], names[0]])
+    assert _mean(evaluate(generated=turned), "one sample") < 30
+
+
+def test_a_split_in_one_folder_without_metadata(evaluate: Run, truths: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Files of any other program, stored left to right and with another origin, still meet their subjects."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for name in _test_names():
+        affine = np.diag([-SPACING, SPACING, SPACING, 1.0])
+        affine[:3, 3] = (500, -20, 3)
+        _save_volume(folder / f"{name}.nii.gz", truths[name][:, :, ::-1] + 20, affine)
+    report = evaluate(generated=folder)
+    assert _mean(report, "one sample") == pytest.approx(40.0)
+    assert report["settings"]["num_samples"] == 1
+    assert not any("resampled" in note for note in report["notes"])
+
+
+def test_another_grid_is_resampled_and_said(evaluate: Run, truths: dict[str, np.ndarray], tmp_path: Path) -> None:
+    folder = tmp_path / "fine"
+    folder.mkdir()
+    for name in _test_names():
+        fine = np.kron(truths[name], np.ones((2, 2, 2), dtype=np.int16))
+        _save_volume(folder / f"{name}.nii.gz", fine, np.diag([SPACING / 2] * 3 + [1.0]))
+    report = evaluate(generated=folder)
+    assert "5 generated volumes lay on another grid and were resampled onto the true one." in report["notes"]
+    assert _mean(report, "one sample") > _mean(report, "mean volume")
+
+
+def test_the_pipeline_adds_ceiling_usage_and_distributions(evaluate: Run, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = VQTokenizerConfig(
+        spatial_dims=3,
+        base_channels=8,
+        channel_multipliers=[1, 1],
+        num_res_blocks=1,
+        quantizer={"codebook_size": 16, "codebook_dim": 4, "init": "random"},
+    )
+    VQTokenizer(config).save_pretrained(tmp_path / "pipeline" / "volume_tokenizer")
+    CTVolumeProcessor(size=[SIDE] * 3, spacing=[SPACING] * 3).save_pretrained(
+        tmp_path / "pipeline" / "volume_processor"
+    )
+    report = evaluate(pipeline=tmp_path / "pipeline", nearest_k=3, num_sheet_subjects=99)
+    assert "tokenizer reconstruction (ceiling)" in report["summary"]
+    assert list(report["codebook"]) == ["test + validation", "test"]
+    assert report["codebook"]["test"]["codes_used"] <= report["codebook"]["test + validation"]["codes_used"] <= 16
+    assert report["distribution"]["num_real"] == 9
+    assert "NOT learned" in report["distribution"]["features"]
+    counts = {name: row["num_generated"] for name, row in report["distribution"]["rows"].items()}
+    assert counts == {"generated, all samples": 10, "mean volume": 5, "nearest subject": 5, "ridge regression": 5}
+
+
+def test_the_same_seed_draws_the_same_sheet(evaluate: Run, tmp_path: Path) -> None:
+    pictures = []
+    for seed in (3, 3):
+        evaluate(seed=seed, num_sheet_subjects=2)
+        with Image.open(tmp_path / "out" / "sheet.png") as image:
+            pictures.append(np.asarray(image))
+    np.testing.assert_array_equal(*pictures)
+
+
+def _break_nothing(folder: Path) -> dict:
+    return {}
+
+
+def _drop_subject(folder: Path) -> dict:
+    rows = (folder / "metadata.csv").read_text().splitlines()
+    (folder / "metadata.csv").write_text("\n".join(row for row in rows if "test_3" not in row) + "\n")
+    return {}
+
+
+def _empty_folder(folder: Path) -> dict:
+    (folder.parent / "empty").mkdir()
+    return {"generated": folder.parent / "empty"}
+
+
+def _four_axes(folder: Path) -> dict:
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 3), dtype=np.int16), AFFINE), folder / "test_0_0.nii.gz")
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("damage", "flags", "message"),
+    [
+        (_drop_subject, {}, r"no volume for 1 of 5 subjects \(test_3\)"),
+        (_empty_folder, {}, "no volumes"),
+        (_four_axes, {}, r"test_0_0\.nii\.gz.*three axes"),
+        (_break_nothing, {"split": "holdout"}, "holdout"),
+        (_break_nothing, {"data": "no/such/cohort"}, "no/such/cohort"),
+        (_break_nothing, {"shuffled": "no/such/folder"}, "no/such/folder"),
+        (_break_nothing, {"pipeline": "no/such/pipeline"}, "no/such/pipeline"),
+        (_break_nothing, {"window": (5, -5)}, "--window"),
+        (_break_nothing, {"num_sheet_subjects": 0}, "--num_sheet_subjects"),
+    ],
+)
+def test_bad_input_is_one_line(
+    evaluate: Run,
+    generated: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], dict],
+    flags: dict,
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as failure:
+        evaluate(**(damage(generated) | flags))
+    assert failure.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("evaluate.py: error: ")
+    assert re.search(message, error), error
+    assert not (tmp_path / "out").exists()
