@@ -41,7 +41,9 @@ def test_the_geometry_describes_both_grids(processor, scan):
     assert geometry.shape == (4, 5, 6)
 
 
-@pytest.mark.parametrize(("hu", "pixel"), [(-2048, 0.0), (-1000, 0.0), (-500, 0.25), (0, 0.5), (1000, 1.0), (3071, 1.0)])
+@pytest.mark.parametrize(
+    ("hu", "pixel"), [(-2048, 0.0), (-1000, 0.0), (-500, 0.25), (0, 0.5), (1000, 1.0), (3071, 1.0)]
+)
 def test_the_window_maps_to_the_output_range_and_clips(hu, pixel):
     processor = CTVolumeProcessor(output_range=[0, 1])
     pixel_values = processor(np.full((2, 2, 2), hu), affines=np.eye(4))["pixel_values"]
@@ -176,7 +178,7 @@ def test_postprocess_names_what_does_not_fit(processor, scan):
         processor.postprocess(pixel_values, output_type="dicom")
     with pytest.raises(ValueError, match=r"pixel_values: found shape \(4, 5, 6\), expected \(B, 1, D, H, W\)"):
         processor.postprocess(pixel_values[0, 0])
-    with pytest.raises(ValueError, match="geometry: found grids .* pass what preprocess returned"):
+    with pytest.raises(ValueError, match=r"geometry: found grids .* pass what preprocess returned"):
         processor.postprocess(torch.zeros(2, 1, 4, 5, 6), geometry=processor(scan)["geometry"])
-    with pytest.raises(ValueError, match="spacing: found none, .* pass `geometry`"):
+    with pytest.raises(ValueError, match=r"spacing: found none, .* pass `geometry`"):
         CTVolumeProcessor().postprocess(pixel_values)

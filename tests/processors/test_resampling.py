@@ -10,7 +10,7 @@ AIR = -1000.0
 
 @pytest.fixture
 def volume(generator):
-    return 100 * torch.randn(4, 6, 8, generator=generator)
+    return (100 * torch.randn(4, 6, 8, generator=generator)).round()
 
 
 def rotation_about_z(degrees: float) -> np.ndarray:
@@ -36,7 +36,7 @@ def test_cropping_and_padding_by_whole_voxels_copies_values_and_fills_the_rest(v
     source = grid_affine((4, 6, 8), (2.0, 3.0, 4.0))
     target = grid_affine((6, 6, 4), (2.0, 3.0, 4.0))
     result = resample(volume, source, target, (6, 6, 4), AIR)
-    torch.testing.assert_close(result[1:5], volume[:, :, 2:6])
+    assert torch.equal(result[1:5], volume[:, :, 2:6])
     assert (result[0] == AIR).all()
     assert (result[5] == AIR).all()
 

@@ -1,3 +1,5 @@
+import sys
+
 import nibabel
 import numpy as np
 import pytest
@@ -57,13 +59,13 @@ def test_voxels_that_are_not_finite_are_refused(tmp_path, bad):
     array = np.zeros((2, 3, 4), dtype=np.float32)
     array[1, 1, 1] = bad
     path = save(tmp_path / "broken.nii.gz", array)
-    with pytest.raises(ValueError, match="broken.nii.gz: found 1 NaN or infinite voxels, expected finite HU; repair"):
+    with pytest.raises(ValueError, match=r"broken.nii.gz: found 1 NaN or infinite voxels, expected finite HU; repair"):
         read_scan(path)
 
 
 def test_a_header_without_spacing_and_orientation_is_refused(tmp_path, array):
     nibabel.Nifti1Image(array, None).to_filename(tmp_path / "plain.nii")
-    with pytest.raises(ValueError, match="plain.nii: found neither sform nor qform.*; write the scan with its affine"):
+    with pytest.raises(ValueError, match=r"plain.nii: found neither sform nor qform.*; write the scan with its affine"):
         read_scan(tmp_path / "plain.nii")
 
 
@@ -84,7 +86,7 @@ def test_an_array_without_an_affine_is_refused(array):
 
 def test_an_affine_beside_an_image_is_refused(tmp_path, array):
     path = save(tmp_path / "scan.nii", array)
-    with pytest.raises(ValueError, match="scan.nii: found an affine beside an image that has its own.*; drop"):
+    with pytest.raises(ValueError, match=r"scan.nii: found an affine beside an image that has its own.*; drop"):
         read_scan(path, np.eye(4))
 
 
@@ -110,7 +112,7 @@ def test_a_truncated_file_is_named(tmp_path, generator, name):
 
 def test_colour_voxels_are_refused(tmp_path):
     colour = np.zeros((2, 3, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    with pytest.raises(ValueError, match="colour.nii: found voxels of type .*, expected one HU value per voxel"):
+    with pytest.raises(ValueError, match=r"colour.nii: found voxels of type .*, expected one HU value per voxel"):
         read_scan(save(tmp_path / "colour.nii", colour))
 
 
@@ -122,3 +124,10 @@ def test_any_other_object_is_refused():
 def test_an_array_of_truth_values_is_refused():
     with pytest.raises(ValueError, match="volume: found voxels of type bool, expected one HU value per voxel"):
         read_scan(np.zeros((2, 2, 2), dtype=bool), np.eye(4))
+
+
+def test_a_missing_nibabel_says_how_to_install_it(tmp_path, monkeypatch):
+    path = save(tmp_path / "scan.nii", np.zeros((2, 2, 2), dtype=np.int16))
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(ImportError, match=r"pip install hf-vq\[medical\]"):
+        read_scan(path)
