@@ -26,12 +26,12 @@ Run = Callable[..., dict]
 
 
 def _truth(number: int) -> np.ndarray:
-    """A ball of tissue at a random place, (D, H, W); HU even, so that ±20 HU stays exact in int16."""
+    """A ball of tissue at a random place, (D, H, W), 20 HU away from either end of the window."""
     generator = np.random.default_rng(number)
     axes = np.meshgrid(*[np.linspace(-1, 1, SIDE)] * 3, indexing="ij")
     centre = generator.uniform(-0.4, 0.4, size=3)
     distance = sum((axis - middle) ** 2 for axis, middle in zip(axes, centre, strict=True))
-    return np.where(distance < 0.4, 2 * generator.integers(0, 200), -900).astype(np.int16)
+    return np.where(distance < 0.4, generator.integers(0, 400), -900).astype(np.int16)
 
 
 def _save_volume(path: Path, hu: np.ndarray, affine: np.ndarray = AFFINE) -> None:

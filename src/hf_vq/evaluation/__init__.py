@@ -1,0 +1,39 @@
+"""Scores, trivial baselines, report tables and pictures of generated volumes (extra `eval`)."""
+
+from .baselines import RidgeRegression, fit_ridge, mean_volume, nearest_subjects
+from .metrics import (
+    mae_hu,
+    mse,
+    prdc,
+    psnr_3d,
+    psnr_slices,
+    reprojection_error,
+    ssim_3d,
+    ssim_slices,
+    volume_scores,
+)
+from .report import EvaluationSettings, build_report, report_markdown, summarize
+from .sheets import SheetSubject, save_evaluation_sheet, save_reconstruction_sheet
+
+__all__ = [
+    "EvaluationSettings",
+    "RidgeRegression",
+    "SheetSubject",
+    "build_report",
+    "fit_ridge",
+    "mae_hu",
+    "mean_volume",
+    "mse",
+    "nearest_subjects",
+    "prdc",
+    "psnr_3d",
+    "psnr_slices",
+    "report_markdown",
+    "reprojection_error",
+    "save_evaluation_sheet",
+    "save_reconstruction_sheet",
+    "ssim_3d",
+    "ssim_slices",
+    "summarize",
+    "volume_scores",
+]

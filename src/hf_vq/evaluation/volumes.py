@@ -1,0 +1,200 @@
+"""True and generated volumes brought onto one grid, and the folders in which generated volumes lie."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..processors.geometry import (
+    field_of_view,
+    import_nibabel,
+    to_canonical,
+    to_tensor_axes,
+    voxel_spacing,
+)
+from ..processors.resampling import resample
+from ..processors.scans import read_scan
+
+METADATA_COLUMNS = ("file_name", "subject", "sample")
+_SPACING_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class GridVolume:
+    """A volume in canonical orientation.
+
+    Attributes:
+        hu: shape (D, H, W), float32, in HU; axes grow towards superior, anterior, right.
+        affine: voxel index (x, y, z) to RAS+ world, mm, shape (4, 4).
+    """
+
+    hu: npt.NDArray[np.float32]
+    affine: npt.NDArray[np.float64]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm along D, H and W."""
+        x, y, z = (float(size) for size in voxel_spacing(self.affine))
+        return z, y, x
+
+    def with_hu(self, hu: npt.NDArray[Any]) -> "GridVolume":
+        """Another volume on the same grid."""
+        return GridVolume(np.asarray(hu, dtype=np.float32), self.affine)
+
+    def to_nifti(self) -> Any:
+        """The volume as a float32 `nibabel.Nifti1Image`."""
+        return import_nibabel().Nifti1Image(np.ascontiguousarray(self.hu.transpose(2, 1, 0)), self.affine)
+
+
+def read_volume(source: Any, label: str = "volume") -> GridVolume:
+    """Read a volume in HU and bring its axes into canonical order, without interpolation.
+
+    Args:
+        source: path of a NIfTI file or a nibabel image.
+        label: what errors call an image that has no file name.
+
+    Returns:
+        The volume.
+
+    Raises:
+        ValueError: not a readable NIfTI file, other than three axes, no valid affine, or voxels that aren't finite.
+    """
+    array, affine = read_scan(source, label=label)
+    reordered, affine = to_canonical(array, affine)
+    return GridVolume(to_tensor_axes(reordered)[0, 0].numpy(), affine)
+
+
+def same_grid(volume: GridVolume, target: GridVolume) -> bool:
+    """Whether two volumes have equal shapes, voxel sizes and directions, wherever the world's origin lies."""
+    return volume.hu.shape == target.hu.shape and np.allclose(
+        volume.affine[:3, :3], target.affine[:3, :3], rtol=0, atol=_SPACING_TOLERANCE
+    )
+
+
+def onto_grid(volume: GridVolume, target: GridVolume, fill_value: float = -1000.0) -> npt.NDArray[np.float32]:
+    """Voxels of a volume on the grid of another one; resampled, linearly and in mm, only when the grids differ.
+
+    X-rays don't know the world's origin, so the centres of the two fields of view are laid on each other, as
+    `CTVolumeProcessor` does.
+
+    Args:
+        volume: the volume to move.
+        target: the volume whose grid is wanted.
+        fill_value: HU outside the field of view of `volume`.
+
+    Returns:
+        Shape of `target.hu`, in HU.
+    """
+    if same_grid(volume, target):
+        return volume.hu
+    centre, _ = field_of_view(volume.affine, _array_shape(volume))
+    target_centre, _ = field_of_view(target.affine, _array_shape(target))
+    affine = volume.affine.copy()
+    affine[:3, 3] += target_centre - centre
+    depth, height, width = target.hu.shape
+    moved = resample(torch.from_numpy(volume.hu), affine, target.affine, (depth, height, width), fill_value)
+    return np.asarray(moved.numpy(), dtype=np.float32)
+
+
+def find_generated(folder: str | Path, subjects: Sequence[str]) -> dict[str, list[Path]]:
+    """Find the generated volumes of each subject.
+
+    A folder written by `generate.py` has a `metadata.csv` with the columns file_name, subject, sample; any other
+    program may write one `<subject>.nii.gz` (or `.nii`) for each subject. In a control with shuffled views, `subject`
+    names the subject whose true volume the generated one is held against, not the one whose views were used.
+
+    Args:
+        folder: folder of generated volumes.
+        subjects: names of the subjects to be evaluated; further subjects in the folder are left alone.
+
+    Returns:
+        For each subject its files in the order of their samples, equally many for each.
+
+    Raises:
+        ValueError: no such folder, an empty one, columns, files or subjects that are missing, or unequal counts.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: found no such folder, expected one of generated volumes; run generate.py first")
+    metadata = folder / "metadata.csv"
+    if metadata.is_file():
+        found = _from_metadata(metadata)
+    else:
+        found = {_subject_name(path): [path] for path in sorted(folder.iterdir()) if _is_nifti(path)}
+    if not found:
+        raise ValueError(f"{folder}: found no volumes, expected metadata.csv or <subject>.nii.gz; run generate.py")
+    _check_complete(folder, subjects, found)
+    return {subject: found[subject] for subject in subjects}
+
+
+def _check_complete(folder: Path, subjects: Sequence[str], found: Mapping[str, Sequence[Path]]) -> None:
+    """Every subject must be there, all with equally many samples."""
+    missing = [subject for subject in subjects if subject not in found]
+    if missing:
+        listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ValueError(
+            f"{folder}: found no volume for {len(missing)} of {len(subjects)} subjects ({listed}), expected one for "
+            "each subject of the split; generate the whole split"
+        )
+    counts = {subject: len(found[subject]) for subject in subjects}
+    if len(set(counts.values())) > 1:
+        least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        raise ValueError(
+            f"{folder}: found {counts[least]} samples of {least} but {counts[most]} of {most}, expected equally many; "
+            "generate the whole split again"
+        )
+
+
+def _array_shape(volume: GridVolume) -> tuple[int, int, int]:
+    """Shape in (x, y, z) order."""
+    depth, height, width = volume.hu.shape
+    return width, height, depth
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
+
+
+def _subject_name(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _from_metadata(metadata: Path) -> dict[str, list[Path]]:
+    """Files of each subject in the order of their samples."""
+    with metadata.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in METADATA_COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(
+                f"{metadata}: found the columns {reader.fieldnames}, expected {list(METADATA_COLUMNS)}; add {missing}"
+            )
+        samples: dict[str, dict[int, Path]] = {}
+        for row in reader:
+            number = _sample_number(metadata, row["sample"])
+            files = samples.setdefault(row["subject"], {})
+            if number in files:
+                raise ValueError(f"{metadata}: found sample {number} of {row['subject']} twice, expected it once")
+            files[number] = _file_inside(metadata, row["file_name"])
+    return {subject: [files[number] for number in sorted(files)] for subject, files in samples.items()}
+
+
+def _sample_number(metadata: Path, text: str | None) -> int:
+    """Number in the column `sample`."""
+    if text is None or not text.isdecimal():
+        raise ValueError(f"{metadata}: found sample {text!r}, expected a whole number from 0; correct the column")
+    return int(text)
+
+
+def _file_inside(metadata: Path, file_name: str) -> Path:
+    """Path of a listed file, which must exist inside the folder."""
+    path = metadata.parent / file_name
+    if not path.resolve().is_relative_to(metadata.parent.resolve()):
+        raise ValueError(f"{metadata}: found file_name {file_name!r}, expected a path inside the folder")
+    if not path.is_file():
+        raise ValueError(f"{metadata}: found no file {file_name!r}, expected every listed volume; generate it again")
+    return path
