@@ -143,6 +143,9 @@ def main() -> None:
         "view_processor": XrayImageProcessor.from_pretrained(args.view_tokenizer),
     }
     transformer = CodeTransformer(**transformer_fields(args, codes["train"], parts))
+    with torch.no_grad():
+        tokenizers = (parts["volume_tokenizer"], parts["view_tokenizer"])
+        transformer.initialize_from_codebooks(*(tokenizer.quantizer.effective_codebook.cpu() for tokenizer in tokenizers))
     parts["scheduler"] = AbsorbingScheduler(mask_token_id=transformer.mask_token_id, **args.scheduler)
     pipeline = ViewsToVolumePipeline(transformer=transformer, **parts)
     pipeline.set_progress_bar_config(disable=True)

@@ -110,6 +110,24 @@ def test_axial_positions_of_a_finer_view_interpolate():
     torch.testing.assert_close(middle, coarse[1:3, 1:3])
 
 
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_initialisation_from_codebooks_keeps_the_scale_and_the_neighbourhoods(scale):
+    torch.manual_seed(0)
+    model = CodeTransformer(**{**FIELDS, "hidden_size": 512, "num_codes": 40})
+    codes, context_codes = 3 + scale * torch.randn(40, 6), 3 + scale * torch.randn(50, 5)
+    mask_before = model.code_embedding.weight[-1].clone()
+    model.initialize_from_codebooks(codes, context_codes)
+    assert torch.equal(model.code_embedding.weight[-1], mask_before)
+    assert model.context_projection(context_codes).std().item() == pytest.approx(1, abs=0.25)
+    true = torch.cdist(*[(codes - codes.mean(0)) / codes.std(0)] * 2).flatten()
+    for table in (model.code_embedding.weight[:-1], model.head.weight):
+        assert torch.corrcoef(torch.stack((true, torch.cdist(table, table).flatten())))[0, 1] > 0.95
+    with pytest.raises(ValueError, match=r"\(40, C\)"):
+        model.initialize_from_codebooks(codes[:3], context_codes)
+    with pytest.raises(ValueError, match=r"\(K, 5\)"):
+        model.initialize_from_codebooks(codes, context_codes[:, :2])
+
+
 def test_gradient_checkpointing_changes_nothing():
     codes, context = inputs()
     gradients = []

@@ -17,6 +17,7 @@ DIRECTIONS = (*OPPOSITE_DIRECTIONS.values(), *OPPOSITE_DIRECTIONS)
 DEFAULT_VIEW_AXES = {"frontal": ("inferior", "left"), "lateral": ("inferior", "posterior")}
 POSITION_EMBEDDINGS = ("axial", "learned")
 CONTEXT_ATTENTIONS = ("full", "prefix")
+HEAD_INIT_STD = 0.05
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
@@ -56,6 +57,13 @@ class CodeTransformerBlock(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         hidden_states = hidden_states + self.to_out(attended.transpose(1, 2).flatten(2))
         return hidden_states + self.mlp(self.norm2(hidden_states)), own
+
+    @torch.no_grad()
+    def start_with_keys_equal_to_queries(self) -> None:
+        """Makes tokens attend to tokens like themselves (Trockman & Kolter, 2023); with positions on shared axes, to those
+        that see the same place. Training is free to move away from it."""
+        query, key, _ = self.to_qkv.weight.chunk(3)
+        key.copy_(query)
 
     def _split_heads(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -178,7 +186,38 @@ class CodeTransformer(ModelMixin, ConfigMixin):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=1.0)
-        nn.init.normal_(self.head.weight, std=0.02)
+        for block in self.blocks:
+            block.start_with_keys_equal_to_queries()
+        nn.init.normal_(self.head.weight, std=HEAD_INIT_STD)
+
+    @torch.no_grad()
+    def initialize_from_codebooks(self, codes: torch.Tensor, context_codes: torch.Tensor) -> None:
+        """Starts training from what the tokenizers' codebooks already know; call it once, on a new model.
+
+        Codes that lie close together in the codebook get similar input vectors and similar output weights, by one random
+        projection each, and the context projection is scaled so that view content has unit variance: the size of the
+        position vectors, whatever the scale of the codebook. Without it views are learned to be read much later.
+
+        Args:
+            codes: `(num_codes, C)` effective codebook of the volume tokenizer, any C.
+            context_codes: `(K, context_dim)` effective codebook of the view tokenizer.
+
+        Raises:
+            ValueError: if a shape does not fit.
+        """
+        if codes.ndim != 2 or len(codes) != self.config.num_codes:
+            raise ValueError(f"codes must be ({self.config.num_codes}, C); got {tuple(codes.shape)}")
+        if context_codes.ndim != 2 or context_codes.shape[1] != self.config.context_dim:
+            raise ValueError(f"context_codes must be (K, {self.config.context_dim}); got {tuple(context_codes.shape)}")
+        hidden_size = self.config.hidden_size
+        mean, scale = _mean_and_scale(codes)
+        standardized = (codes - mean) / scale
+        self.code_embedding.weight[:-1] = standardized @ _random_projection(codes, hidden_size)
+        self.head.weight.copy_(HEAD_INIT_STD * standardized @ _random_projection(codes, hidden_size))
+        mean, scale = _mean_and_scale(context_codes)
+        weight = _random_projection(context_codes, hidden_size).T / scale
+        self.context_projection.weight.copy_(weight)
+        self.context_projection.bias.copy_(-weight @ mean)
 
     @property
     def mask_token_id(self) -> int:
@@ -295,6 +334,14 @@ class CodeTransformer(ModelMixin, ConfigMixin):
 
     def _drop(self, tokens: torch.Tensor) -> torch.Tensor:
         return F.dropout(tokens, self.config.dropout, self.training)
+
+
+def _mean_and_scale(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return vectors.mean(dim=0), vectors.std(dim=0, correction=0).clamp(min=1e-6)
+
+
+def _random_projection(vectors: torch.Tensor, hidden_size: int) -> torch.Tensor:
+    return torch.randn(vectors.shape[1], hidden_size).to(vectors) / math.sqrt(vectors.shape[1])
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -27,6 +27,8 @@ class TrainingArguments:
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     lr_scheduler: str = field(default="cosine", metadata={"help": "diffusers' name of the schedule."})
     lr_warmup_steps: int = field(default=20, metadata={"help": "Steps of linear warm-up."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first decay."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second decay; lower suits short trainings."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
     ema_decay: float = field(default=0.99, metadata={"help": "Decay of the averaged weights, which are the ones saved."})

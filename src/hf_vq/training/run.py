@@ -67,7 +67,8 @@ class TrainingRun:
             self.output_dir.mkdir(parents=True, exist_ok=True)
         accelerator.wait_for_everyone()
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=args.learning_rate, weight_decay=args.weight_decay)
+        betas = (args.adam_beta1, args.adam_beta2)
+        optimizer = torch.optim.AdamW(trainable, lr=args.learning_rate, betas=betas, weight_decay=args.weight_decay)
         self.lr_scheduler = get_scheduler(
             args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
         )
