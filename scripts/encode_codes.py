@@ -3,8 +3,8 @@
     python scripts/encode_codes.py --data cohort --volume_tokenizer volume-tokenizer --view_tokenizer view-tokenizer \
         --output_dir codes
 
-The result has the splits of the data, and for each subject the columns `subject`, `codes` (the volume's grid) and one per
-view (that view's grid), all int32.
+The result has the splits of the data, and for each subject the columns `subject`, `codes` (the volume's grid) and one
+per view (that view's grid), all int32.
 """
 
 import argparse
@@ -29,7 +29,8 @@ def load_tokenizer(path: str, spatial_dims: int, device: torch.device) -> VQToke
     tokenizer = VQTokenizer.from_pretrained(path)
     if tokenizer.config.spatial_dims != spatial_dims:
         raise ValueError(
-            f"{path} is a {tokenizer.config.spatial_dims}D tokenizer; expected a {spatial_dims}D one. Are --volume_tokenizer and "
+            f"{path} is a {tokenizer.config.spatial_dims}D tokenizer; expected a {spatial_dims}D one. Are "
+            "--volume_tokenizer and "
             "--view_tokenizer swapped?"
         )
     return tokenizer.to(device).eval()
@@ -54,8 +55,12 @@ def main() -> None:
     """Parse, build, loop, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="paired folder or data set id")
-    parser.add_argument("--volume_tokenizer", required=True, help="folder or Hub id of the 3D tokenizer and its processor")
-    parser.add_argument("--view_tokenizer", required=True, help="folder or Hub id of the 2D tokenizer and its processor")
+    parser.add_argument(
+        "--volume_tokenizer", required=True, help="folder or Hub id of the 3D tokenizer and its processor"
+    )
+    parser.add_argument(
+        "--view_tokenizer", required=True, help="folder or Hub id of the 2D tokenizer and its processor"
+    )
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--overwrite", action="store_true", help="replace what output_dir holds")

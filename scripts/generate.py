@@ -1,9 +1,10 @@
 """Generates volumes for every subject of a split with a trained pipeline.
 
-    python scripts/generate.py --pipeline pipeline --data cohort --split test --num_volumes_per_prompt 8 --output_dir generated
+    python scripts/generate.py --pipeline pipeline --data cohort --split test --num_volumes_per_prompt 8 --output_dir
+    generated
 
-Writes `<subject>_<sample>.nii.gz` and `metadata.csv` (file_name, subject, sample). With `--shuffle_views` each subject gets the
-views of the next one: the control that tells whether a model reads its views.
+Writes `<subject>_<sample>.nii.gz` and `metadata.csv` (file_name, subject, sample). With `--shuffle_views` each subject
+gets the views of the next one: the control that tells whether a model reads its views.
 """
 
 import argparse

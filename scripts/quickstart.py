@@ -2,8 +2,9 @@
 
     python scripts/quickstart.py --output_dir quickstart
 
-Leaves in `--output_dir`: `pipeline/` (for `ViewsToVolumePipeline.from_pretrained`), `metrics.json`, `metrics.md`, `sheet.png`,
-`volume.nii.gz` (one generated volume) and the folders of each stage. A stage whose folder is complete is not run again.
+Leaves in `--output_dir`: `pipeline/` (for `ViewsToVolumePipeline.from_pretrained`), `metrics.json`, `metrics.md`,
+`sheet.png`, `volume.nii.gz` (one generated volume) and the folders of each stage. A stage whose folder is complete is
+not run again.
 """
 
 import argparse
@@ -32,7 +33,14 @@ def stages(root: Path, scan: str | None, mixed_precision: str) -> list[tuple[str
     generate = ["--pipeline", pipeline, "--data", cohort, "--batch_size", 6]
 
     def config(name: str) -> list[object]:
-        return ["--config", SCRIPTS / "configs" / f"quickstart-{name}.yaml", "--data", cohort, "--output_dir", root / name]
+        return [
+            "--config",
+            SCRIPTS / "configs" / f"quickstart-{name}.yaml",
+            "--data",
+            cohort,
+            "--output_dir",
+            root / name,
+        ]
 
     steps: list[tuple[str, Path, list[object]]] = [
         ("prepare_cohort.py", cohort / "cohort.json", ["--output_dir", cohort, *(["--scan", scan] if scan else [])]),

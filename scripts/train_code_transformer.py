@@ -4,8 +4,9 @@
         --data codes --volume_tokenizer volume-tokenizer --view_tokenizer view-tokenizer --validation_data cohort \
         --output_dir pipeline
 
-`--data` is what scripts/encode_codes.py wrote. Validation logs the loss in bits per code and the PSNR of generated volumes
-with the right views and, side by side, with another subject's: a model that ignores its views scores the same with both.
+`--data` is what scripts/encode_codes.py wrote. Validation logs the loss in bits per code and the PSNR of generated
+volumes with the right views and, side by side, with another subject's: a model that ignores its views scores the same
+with both.
 """
 
 import math
@@ -41,8 +42,12 @@ VALIDATION_RATES = (0.25, 0.5, 0.75, 1.0)
 class CodeTransformerArguments(TrainingArguments):
     """Flags of this script."""
 
-    volume_tokenizer: str = field(default="", metadata={"help": "Folder or Hub id of the 3D tokenizer and its processor."})
-    view_tokenizer: str = field(default="", metadata={"help": "Folder or Hub id of the 2D tokenizer and its processor."})
+    volume_tokenizer: str = field(
+        default="", metadata={"help": "Folder or Hub id of the 3D tokenizer and its processor."}
+    )
+    view_tokenizer: str = field(
+        default="", metadata={"help": "Folder or Hub id of the 2D tokenizer and its processor."}
+    )
     validation_data: str | None = field(
         default=None, metadata={"help": "Paired data whose validation split is generated and compared (PSNR)."}
     )
@@ -56,9 +61,14 @@ def load_codes(source: str) -> DatasetDict:
     """The code data set, from a folder that `save_to_disk` wrote or from the Hub."""
     codes = load_from_disk(source) if Path(source).is_dir() else load_dataset(source)
     if not isinstance(codes, DatasetDict) or not {"train", "validation"} <= set(codes):
-        raise ValueError(f"--data {source}: expected a data set with the splits train and validation, as encode_codes.py writes it")
+        raise ValueError(
+            f"--data {source}: expected a data set with the splits train and validation, as encode_codes.py writes it"
+        )
     if "codes" not in codes["train"].column_names:
-        raise ValueError(f"--data {source}: column 'codes' is missing; found {codes['train'].column_names}. Run encode_codes.py first.")
+        raise ValueError(
+            f"--data {source}: column 'codes' is missing; found {codes['train'].column_names}. Run "
+            "encode_codes.py first."
+        )
     return codes.with_format("torch")
 
 
@@ -67,13 +77,18 @@ def view_names(codes: Dataset) -> list[str]:
     return [name for name in codes.column_names if name not in ("subject", "codes")]
 
 
-def transformer_fields(args: CodeTransformerArguments, codes: Dataset, pipeline_parts: dict[str, Any]) -> dict[str, Any]:
+def transformer_fields(
+    args: CodeTransformerArguments, codes: Dataset, pipeline_parts: dict[str, Any]
+) -> dict[str, Any]:
     """Fields of the transformer that data and tokenizers determine, overridden by the flags."""
     names = view_names(codes)
     axes = {**VIEW_AXES, **args.model.get("view_axes", {})}
     unknown = [name for name in names if name not in axes]
     if unknown:
-        raise ValueError(f"the axes of the views {unknown} are not known; give them as --model.view_axes.{unknown[0]} '[inferior, left]'")
+        raise ValueError(
+            f"the axes of the views {unknown} are not known; give them as --model.view_axes.{unknown[0]} "
+            "'[inferior, left]'"
+        )
     return {
         "num_codes": pipeline_parts["volume_tokenizer"].config.quantizer["codebook_size"],
         "code_grid": codes.features["codes"].shape,
@@ -94,7 +109,9 @@ def context_of(batch: dict[str, Any], names: list[str], view_tokenizer: VQTokeni
 
 
 @torch.no_grad()
-def validation_bits(model: nn.Module, codes: Dataset, parts: dict[str, Any], device: torch.device, seed: int) -> dict[str, float]:
+def validation_bits(
+    model: nn.Module, codes: Dataset, parts: dict[str, Any], device: torch.device, seed: int
+) -> dict[str, float]:
     """Bits per masked code on the validation split, with the right views and with the next subject's."""
     names, bits = view_names(codes), {"right": 0.0, "shuffled": 0.0}
     generator = torch.Generator().manual_seed(seed)
@@ -111,7 +128,9 @@ def validation_bits(model: nn.Module, codes: Dataset, parts: dict[str, Any], dev
 
 
 @torch.no_grad()
-def validation_psnr(pipeline: ViewsToVolumePipeline, data: PairedDataset, args: CodeTransformerArguments) -> dict[str, float]:
+def validation_psnr(
+    pipeline: ViewsToVolumePipeline, data: PairedDataset, args: CodeTransformerArguments
+) -> dict[str, float]:
     """PSNR (3D) of one generated volume per subject, with the right views and with the next subject's."""
     chosen = range(min(args.num_validation_subjects, len(data)))
     true = torch.stack([data[i]["pixel_values"] for i in chosen])
@@ -145,7 +164,9 @@ def main() -> None:
     transformer = CodeTransformer(**transformer_fields(args, codes["train"], parts))
     with torch.no_grad():
         tokenizers = (parts["volume_tokenizer"], parts["view_tokenizer"])
-        transformer.initialize_from_codebooks(*(tokenizer.quantizer.effective_codebook.cpu() for tokenizer in tokenizers))
+        transformer.initialize_from_codebooks(
+            *(tokenizer.quantizer.effective_codebook.cpu() for tokenizer in tokenizers)
+        )
     parts["scheduler"] = AbsorbingScheduler(mask_token_id=transformer.mask_token_id, **args.scheduler)
     pipeline = ViewsToVolumePipeline(transformer=transformer, **parts)
     pipeline.set_progress_bar_config(disable=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 @contextmanager
 def atomic_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary sibling folder that takes the name `path` when the block ends well, and is removed when it fails.
+    """Yields a temporary sibling folder that takes the name `path` when the block ends well, and is removed when it
+    fails.
 
     Args:
         path: the final folder; its parents are made.

@@ -11,7 +11,13 @@ from hf_vq import VQTokenizer, VQTokenizerConfig
 from hf_vq.models.modeling_vq_tokenizer import depth_to_space
 
 QUANTIZER = {"codebook_size": 16, "codebook_dim": 4}
-SMALL = {"base_channels": 8, "channel_multipliers": [1, 2], "num_res_blocks": 1, "num_norm_groups": 4, "quantizer": QUANTIZER}
+SMALL = {
+    "base_channels": 8,
+    "channel_multipliers": [1, 2],
+    "num_res_blocks": 1,
+    "num_norm_groups": 4,
+    "quantizer": QUANTIZER,
+}
 CASES = {
     "2d": ({"spatial_dims": 2, **SMALL}, (2, 1, 16, 24), (4, 6)),
     "3d": ({"spatial_dims": 3, **SMALL}, (2, 1, 8, 12, 16), (2, 3, 4)),
@@ -21,7 +27,11 @@ CASES = {
         (2, 3, 8, 8),
         (2, 2),
     ),
-    "3d, strides": ({"spatial_dims": 3, **SMALL, "level_strides": [3], "stem_stride": 4}, (1, 1, 12, 12, 24), (1, 1, 2)),
+    "3d, strides": (
+        {"spatial_dims": 3, **SMALL, "level_strides": [3], "stem_stride": 4},
+        (1, 1, 12, 12, 24),
+        (1, 1, 2),
+    ),
 }
 
 
@@ -168,7 +178,11 @@ def test_bad_fields_are_named(fields, words):
 
 @pytest.mark.parametrize(
     ("shape", "words"),
-    [((1, 1, 8, 8), r"\(B, 1, D, H, W\)"), ((1, 2, 8, 8, 8), r"\(1, 2, 8, 8, 8\)"), ((1, 1, 8, 8, 10), "multiples of 4")],
+    [
+        ((1, 1, 8, 8), r"\(B, 1, D, H, W\)"),
+        ((1, 2, 8, 8, 8), r"\(1, 2, 8, 8, 8\)"),
+        ((1, 1, 8, 8, 10), "multiples of 4"),
+    ],
 )
 def test_bad_shapes_are_named(shape, words):
     model = VQTokenizer(VQTokenizerConfig(**CASES["3d"][0]))

@@ -22,13 +22,21 @@ from hf_vq import (
     XrayImageProcessor,
 )
 
-TOKENIZER = {"base_channels": 8, "channel_multipliers": [1], "stem_stride": 4, "num_res_blocks": 1, "num_norm_groups": 4}
+TOKENIZER = {
+    "base_channels": 8,
+    "channel_multipliers": [1],
+    "stem_stride": 4,
+    "num_res_blocks": 1,
+    "num_norm_groups": 4,
+}
 
 
 def make(context_attention="full", **transformer):
     torch.manual_seed(0)
     volume_tokenizer, view_tokenizer = (
-        VQTokenizer(VQTokenizerConfig(spatial_dims=dims, quantizer={"codebook_size": 11, "codebook_dim": 3}, **TOKENIZER))
+        VQTokenizer(
+            VQTokenizerConfig(spatial_dims=dims, quantizer={"codebook_size": 11, "codebook_dim": 3}, **TOKENIZER)
+        )
         for dims in (3, 2)
     )
     fields = {"num_codes": 11, "code_grid": (2, 3, 4), "context_dim": 3, "context_grid": (4, 4), "hidden_size": 16}
@@ -92,14 +100,18 @@ def test_single_images_and_lists_of_one_agree():
 
 def test_same_seed_same_volumes_and_another_seed_others():
     pipe = make()
-    runs = [pipe(views(), num_inference_steps=4, generator=generator(seed), output_type="pt").volumes for seed in (1, 1, 2)]
+    runs = [
+        pipe(views(), num_inference_steps=4, generator=generator(seed), output_type="pt").volumes for seed in (1, 1, 2)
+    ]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
 
 def test_a_volume_does_not_depend_on_its_batch():
     pipe, both = make(), views()
-    together = pipe(both, num_inference_steps=4, num_volumes_per_prompt=2, generator=[generator(s) for s in range(4)]).codes
+    together = pipe(
+        both, num_inference_steps=4, num_volumes_per_prompt=2, generator=[generator(s) for s in range(4)]
+    ).codes
     second = {name: images[1] for name, images in both.items()}
     alone = pipe(second, num_inference_steps=4, generator=generator(3)).codes
     assert torch.equal(together[3:], alone)
@@ -150,7 +162,9 @@ def test_callback_sees_every_step():
 
 
 def test_tuple_output():
-    volumes, codes = make()(views(), num_inference_steps=2, generator=generator(), output_type="latent", return_dict=False)
+    volumes, codes = make()(
+        views(), num_inference_steps=2, generator=generator(), output_type="latent", return_dict=False
+    )
     assert torch.equal(volumes, codes)
 
 
@@ -161,15 +175,17 @@ def test_a_fresh_process_reproduces_the_volumes(tmp_path):
         for index, image in enumerate(images):
             image.save(tmp_path / f"{name}{index}.png")
     paths = {name: [str(tmp_path / f"{name}{index}.png") for index in range(2)] for name in ("frontal", "lateral")}
-    torch.save(pipe(paths, num_inference_steps=4, generator=generator(5), output_type="pt").volumes, tmp_path / "here.pt")
+    torch.save(
+        pipe(paths, num_inference_steps=4, generator=generator(5), output_type="pt").volumes, tmp_path / "here.pt"
+    )
     program = f"""
 import torch, hf_vq
 from diffusers import DiffusionPipeline
 for cls in (hf_vq.ViewsToVolumePipeline, DiffusionPipeline):
     pipe = cls.from_pretrained({str(tmp_path / "pipe")!r})
     assert type(pipe) is hf_vq.ViewsToVolumePipeline
-    volumes = pipe({paths!r}, num_inference_steps=4, generator=torch.Generator().manual_seed(5), output_type="pt").volumes
-    assert torch.equal(volumes, torch.load({str(tmp_path / "here.pt")!r}))
+    volumes = pipe({paths!r}, num_inference_steps=4, generator=torch.Generator().manual_seed(5),
+    output_type="pt").volumes assert torch.equal(volumes, torch.load({str(tmp_path / "here.pt")!r}))
 print("same to the bit")
 """
     # one thread as in this process: the order of a parallel sum may change its last bit

@@ -20,7 +20,9 @@ VARIANTS = {
 
 def build(variant):
     torch.manual_seed(0)
-    return VectorQuantizer(codebook_size=12, codebook_dim=4, replace_after=1, sync_weight=0.0, **VARIANTS[variant]).train()
+    return VectorQuantizer(
+        codebook_size=12, codebook_dim=4, replace_after=1, sync_weight=0.0, **VARIANTS[variant]
+    ).train()
 
 
 def train(module, quantizer, rows):

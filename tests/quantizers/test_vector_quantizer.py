@@ -120,7 +120,11 @@ def test_half_precision_stays_finite_and_searches_in_float32(variant, dtype):
 @pytest.mark.parametrize("parameterization", ["plain", "affine"])
 def test_gradients_equal_float64_autograd_of_the_formulas(sync_weight, parameterization):
     quantizer = make(
-        parameterization=parameterization, init="random", sync_weight=sync_weight, commitment_weight=0.3, codebook_weight=0.9
+        parameterization=parameterization,
+        init="random",
+        sync_weight=sync_weight,
+        commitment_weight=0.3,
+        codebook_weight=0.9,
     ).double()
     features = torch.randn(3, 6, 7, dtype=torch.float64, requires_grad=True)
     task = torch.randn(3, 6, 7, dtype=torch.float64)

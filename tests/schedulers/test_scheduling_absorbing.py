@@ -82,7 +82,9 @@ def test_samples_follow_an_enumerable_joint(sampling):
     joint = torch.rand(3, 3, generator=generator(3), dtype=torch.float64)
     joint /= joint.sum()
 
-    def exact_logits(codes):  # two positions of three codes; the conditional of each given the other, marginals if masked
+    def exact_logits(
+        codes,
+    ):  # two positions of three codes; the conditional of each given the other, marginals if masked
         first = torch.where((codes[:, 1] == 3)[:, None], joint.sum(1), joint.T[codes[:, 1].clamp(max=2)])
         second = torch.where((codes[:, 0] == 3)[:, None], joint.sum(0), joint[codes[:, 0].clamp(max=2)])
         return torch.stack((first, second), dim=1).log()
@@ -144,7 +146,11 @@ def test_same_seed_same_codes():
 def test_config_survives_saving(tmp_path):
     AbsorbingScheduler(MASK, schedule="cosine", sampling="ancestral").save_pretrained(tmp_path)
     loaded = AbsorbingScheduler.from_pretrained(tmp_path)
-    assert (loaded.config.mask_token_id, loaded.config.schedule, loaded.config.sampling) == (MASK, "cosine", "ancestral")
+    assert (loaded.config.mask_token_id, loaded.config.schedule, loaded.config.sampling) == (
+        MASK,
+        "cosine",
+        "ancestral",
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,11 @@ def uniform_case(masked_counts, positions=10, classes=4):
 
 @pytest.mark.parametrize(
     ("loss_type", "expected"),
-    [("mlm", 1.0), ("elbo", (5 / 0.5 + 2 / 0.25) / 20), ("reweighted_elbo", ((0.5 + 0.1) * 0.5 + (0.75 + 0.1) * 0.2) / 2)],
+    [
+        ("mlm", 1.0),
+        ("elbo", (5 / 0.5 + 2 / 0.25) / 20),
+        ("reweighted_elbo", ((0.5 + 0.1) * 0.5 + (0.75 + 0.1) * 0.2) / 2),
+    ],
 )
 def test_weights_of_a_uniform_prediction(loss_type, expected):
     logits, codes, masked = uniform_case([5, 2])

@@ -20,8 +20,8 @@ class VQTokenizerConfig(PreTrainedConfig):
         in_channels (`int`): channels of the input and of the reconstruction.
         base_channels (`int`): width of the first level.
         channel_multipliers (`list[int]`): width of each level as a multiple of `base_channels`.
-        level_strides (`list[int]`, *optional*): downsampling from each level to the next, one entry fewer than there are
-            levels; 2 everywhere by default.
+        level_strides (`list[int]`, *optional*): downsampling from each level to the next, one entry fewer than there
+            are levels; 2 everywhere by default.
         stem_stride (`int`): downsampling in front of the first level: 2 or more saves most of the work at full
             resolution.
         num_res_blocks (`int`): residual blocks per level, in the encoder and in the decoder.
@@ -67,7 +67,12 @@ class VQTokenizerConfig(PreTrainedConfig):
     @property
     def downsampling_factor(self) -> int:
         """Voxels (pixels) along one axis of the input for each code along that axis."""
-        return self.stem_stride * math.prod(self.level_strides or ())
+        return math.prod(self.strides)
+
+    @property
+    def strides(self) -> list[int]:
+        """Downsampling in front of each level, the stem's first."""
+        return [self.stem_stride, *(self.level_strides or ())]
 
     @property
     def level_channels(self) -> list[int]:
@@ -93,18 +98,21 @@ class VQTokenizerConfig(PreTrainedConfig):
         num_levels = len(self.channel_multipliers)
         if num_levels == 0 or self.num_res_blocks < 1:
             raise ValueError(
-                f"at least one level and one residual block are needed; got channel_multipliers={self.channel_multipliers}, "
+                "at least one level and one residual block are needed; got "
+                f"channel_multipliers={self.channel_multipliers}, "
                 f"num_res_blocks={self.num_res_blocks}"
             )
-        strides = [self.stem_stride, *(self.level_strides or ())]
-        if len(strides) != num_levels or min(strides) < 1:
+        if len(self.strides) != num_levels or min(self.strides) < 1:
             raise ValueError(
-                f"level_strides must hold {num_levels - 1} integers of at least 1 (one fewer than channel_multipliers) and stem_stride "
+                f"level_strides must hold {num_levels - 1} integers of at least 1 (one fewer than "
+                "channel_multipliers) and stem_stride "
                 f"be at least 1; got level_strides={self.level_strides}, stem_stride={self.stem_stride}"
             )
         narrow = [width for width in self.level_channels if width < 1 or width % self.num_norm_groups]
         if narrow:
-            raise ValueError(f"num_norm_groups={self.num_norm_groups} must divide every width; it does not divide {narrow}")
+            raise ValueError(
+                f"num_norm_groups={self.num_norm_groups} must divide every width; it does not divide {narrow}"
+            )
         outside = [level for level in self.attention_levels if not 0 <= level < num_levels]
         if outside:
             raise ValueError(f"attention_levels {outside} are outside the levels 0 to {num_levels - 1}")

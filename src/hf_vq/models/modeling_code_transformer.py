@@ -45,11 +45,17 @@ class CodeTransformerBlock(nn.Module):
         self.to_qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.to_out = nn.Linear(hidden_size, hidden_size)
         self.norm2 = nn.LayerNorm(hidden_size)
-        self.mlp = nn.Sequential(nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, hidden_size), nn.Dropout(dropout))
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, hidden_size), nn.Dropout(dropout)
+        )
 
     def forward(self, hidden_states: torch.Tensor, prefix: KeyValue | None = None) -> tuple[torch.Tensor, KeyValue]:
-        """`(B, N, hidden)` -> the same, and its keys and values `(B, heads, N, head_dim)`; attends to `prefix` as well."""
-        query, key, value = (self._split_heads(part) for part in self.to_qkv(self.norm1(hidden_states)).chunk(3, dim=-1))
+        """`(B, N, hidden)` -> the same, and its keys and values `(B, heads, N, head_dim)`; attends to `prefix` as
+        well.
+        """
+        query, key, value = (
+            self._split_heads(part) for part in self.to_qkv(self.norm1(hidden_states)).chunk(3, dim=-1)
+        )
         own = (key, value)
         if prefix is not None:
             key, value = torch.cat((prefix[0], key), dim=2), torch.cat((prefix[1], value), dim=2)
@@ -60,8 +66,8 @@ class CodeTransformerBlock(nn.Module):
 
     @torch.no_grad()
     def start_with_keys_equal_to_queries(self) -> None:
-        """Makes tokens attend to tokens like themselves (Trockman & Kolter, 2023); with positions on shared axes, to those
-        that see the same place. Training is free to move away from it."""
+        """Makes tokens attend to tokens like themselves (Trockman & Kolter, 2023); with positions on shared axes, to
+        those that see the same place. Training is free to move away from it."""
         query, key, _ = self.to_qkv.weight.chunk(3)
         key.copy_(query)
 
@@ -72,9 +78,9 @@ class CodeTransformerBlock(nn.Module):
 class AxialPositions(nn.Module):
     """Position vectors built from one learned table per axis of space, shared by the volume's codes and by the views.
 
-    A code at (d, h, w) gets the sum of three rows, one of each axis; a token of a view gets the sum of the rows of the two
-    axes that the view shows. So a frontal row and the volume's superior-inferior coordinate are the same thing from the
-    first step, and training is free to move the tables away from that.
+    A code at (d, h, w) gets the sum of three rows, one of each axis; a token of a view gets the sum of the rows of the
+    two axes that the view shows. So a frontal row and the volume's superior-inferior coordinate are the same thing from
+    the first step, and training is free to move the tables away from that.
 
     Args:
         grid: sides of the code grid, one table of that length for each.
@@ -86,7 +92,10 @@ class AxialPositions(nn.Module):
         super().__init__()
         self.axes = tuple(axes)
         self.tables = nn.ParameterDict(
-            {_axis(axis): nn.Parameter(torch.randn(side, hidden_size) / math.sqrt(len(grid))) for axis, side in zip(axes, grid, strict=True)}
+            {
+                _axis(axis): nn.Parameter(torch.randn(side, hidden_size) / math.sqrt(len(grid)))
+                for axis, side in zip(axes, grid, strict=True)
+            }
         )
 
     def forward(self, axes: Sequence[str], sides: Sequence[int]) -> torch.Tensor:
@@ -114,7 +123,8 @@ def _axis(direction: str) -> str:
 class CodeTransformer(ModelMixin, ConfigMixin):
     r"""Predicts the masked codes of a volume from its settled codes and from all codes of its views.
 
-    The denoising network of absorbing discrete diffusion (Bond-Taylor et al., 2022; Corona-Figueroa et al., 2023): tokens
+    The denoising network of absorbing discrete diffusion (Bond-Taylor et al., 2022; Corona-Figueroa et al., 2023):
+        tokens
     are [view tokens ; code tokens], and it needs no timestep, since the number of masks tells it.
 
     Args:
@@ -122,8 +132,8 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         code_grid (`tuple[int, int, int]`): sides of the volume's code grid, (D, H, W).
         context_dim (`int`): channels of the view tokenizer's codes.
         context_grid (`tuple[int, int]`): sides of a view's code grid, (rows, columns).
-        view_axes (`dict[str, tuple[str, str]]`): for each view that the model knows, the directions in the patient in which
-            its rows and columns grow. View ids are positions in this dict.
+        view_axes (`dict[str, tuple[str, str]]`): for each view that the model knows, the directions in the patient in
+            which its rows and columns grow. View ids are positions in this dict.
         volume_axes (`tuple[str, str, str]`): directions in which the code grid's D, H and W grow.
         hidden_size (`int`): width.
         num_layers (`int`): blocks.
@@ -132,12 +142,12 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         dropout (`float`): dropout on embeddings, attention and MLP output, in training mode.
         position_embedding (`str`): `"axial"`: vectors of the axes that volume and views share, plus a vector per view;
             `"learned"`: the paper's free table, one vector per token.
-        context_attention (`str`): `"full"`: all tokens attend to all (the paper); `"prefix"`: view tokens attend to view
-            tokens only, so `encode_context` is computed once and serves every sampling step exactly.
+        context_attention (`str`): `"full"`: all tokens attend to all (the paper); `"prefix"`: view tokens attend to
+            view tokens only, so `encode_context` is computed once and serves every sampling step exactly.
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["CodeTransformerBlock"]
+    _no_split_modules = ["CodeTransformerBlock"]  # noqa: RUF012  (read by the base class as it stands)
     config_name = "config.json"
 
     @register_to_config
@@ -186,16 +196,18 @@ class CodeTransformer(ModelMixin, ConfigMixin):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=1.0)
-        for block in self.blocks:
-            block.start_with_keys_equal_to_queries()
+        for module in self.modules():
+            if isinstance(module, CodeTransformerBlock):
+                module.start_with_keys_equal_to_queries()
         nn.init.normal_(self.head.weight, std=HEAD_INIT_STD)
 
     @torch.no_grad()
     def initialize_from_codebooks(self, codes: torch.Tensor, context_codes: torch.Tensor) -> None:
         """Starts training from what the tokenizers' codebooks already know; call it once, on a new model.
 
-        Codes that lie close together in the codebook get similar input vectors and similar output weights, by one random
-        projection each, and the context projection is scaled so that view content has unit variance: the size of the
+        Codes that lie close together in the codebook get similar input vectors and similar output weights, by one
+        random projection each, and the context projection is scaled so that view content has unit variance: the size of
+            the
         position vectors, whatever the scale of the codebook. Without it views are learned to be read much later.
 
         Args:
@@ -244,7 +256,8 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         """
         if self.config.context_attention != "prefix":
             raise ValueError(
-                f"encode_context needs context_attention='prefix'; this model has {self.config.context_attention!r}, whose view tokens "
+                "encode_context needs context_attention='prefix'; this model has "
+                f"{self.config.context_attention!r}, whose view tokens "
                 "depend on the codes. Pass `context` to forward instead."
             )
         hidden_states, key_values = self._embed_context(context, view_ids), []
@@ -293,7 +306,9 @@ class CodeTransformer(ModelMixin, ConfigMixin):
     def _num_code_tokens(self) -> int:
         return math.prod(self.config.code_grid)
 
-    def _run(self, block: nn.Module, hidden_states: torch.Tensor, prefix: KeyValue | None) -> tuple[torch.Tensor, KeyValue]:
+    def _run(
+        self, block: nn.Module, hidden_states: torch.Tensor, prefix: KeyValue | None
+    ) -> tuple[torch.Tensor, KeyValue]:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(block, hidden_states, prefix)
         return block(hidden_states, prefix)
@@ -302,7 +317,8 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         tokens = sample.flatten(1)
         if tokens.shape[1] != self._num_code_tokens:
             raise ValueError(
-                f"sample must hold {self._num_code_tokens} codes per volume (code_grid={tuple(self.config.code_grid)}); got shape "
+                f"sample must hold {self._num_code_tokens} codes per volume "
+                f"(code_grid={tuple(self.config.code_grid)}); got shape "
                 f"{tuple(sample.shape)}"
             )
         if self.config.position_embedding == "axial":
@@ -361,12 +377,14 @@ def _check_config(
         raise ValueError(f"num_heads={num_heads} must divide hidden_size={hidden_size}")
     if len(code_grid) != len(volume_axes) or len(set(map(_axis, volume_axes))) != len(volume_axes):
         raise ValueError(
-            f"volume_axes must name one axis of its own for each side of code_grid={tuple(code_grid)}; got {tuple(volume_axes)}"
+            f"volume_axes must name one axis of its own for each side of code_grid={tuple(code_grid)}; got "
+            f"{tuple(volume_axes)}"
         )
     known = set(map(_axis, volume_axes))
     for name, axes in view_axes.items():
         if len(axes) != len(context_grid) or any(_axis(axis) not in known for axis in axes):
             raise ValueError(
-                f"view_axes[{name!r}] must name {len(context_grid)} directions out of {DIRECTIONS} along volume_axes={tuple(volume_axes)}; "
+                f"view_axes[{name!r}] must name {len(context_grid)} directions out of {DIRECTIONS} along "
+                f"volume_axes={tuple(volume_axes)}; "
                 f"got {tuple(axes)}"
             )

@@ -168,12 +168,12 @@ class VQTokenizerEncoder(nn.Module):
         convolution = CONVOLUTIONS[config.spatial_dims]
         widths = config.level_channels
         if config.stem_stride > 1:
-            blocks = [VQTokenizerDownsample(config, config.in_channels, widths[0], config.stem_stride)]
+            blocks: list[nn.Module] = [VQTokenizerDownsample(config, config.in_channels, widths[0], config.stem_stride)]
         else:
             blocks = [convolution(config.in_channels, widths[0], 3, padding=1)]
         for level, width in enumerate(widths):
             if level > 0:
-                blocks.append(VQTokenizerDownsample(config, widths[level - 1], width, config.level_strides[level - 1]))
+                blocks.append(VQTokenizerDownsample(config, widths[level - 1], width, config.strides[level]))
             blocks.extend(_level(config, level, width))
         self.blocks = nn.ModuleList([*blocks, *_middle(config)])
         self.norm_out = nn.GroupNorm(config.num_norm_groups, widths[-1], eps=1e-6)
@@ -196,7 +196,7 @@ class VQTokenizerDecoder(nn.Module):
         for level in reversed(range(len(widths))):
             blocks.extend(_level(config, level, widths[level]))
             if level > 0:
-                blocks.append(VQTokenizerUpsample(config, widths[level], widths[level - 1], config.level_strides[level - 1]))
+                blocks.append(VQTokenizerUpsample(config, widths[level], widths[level - 1], config.strides[level]))
         self.blocks = nn.ModuleList(blocks)
         self.norm_out = nn.GroupNorm(config.num_norm_groups, widths[0], eps=1e-6)
         self.conv_out = VQTokenizerUpsample(config, widths[0], config.in_channels, config.stem_stride)
@@ -210,15 +210,15 @@ class VQTokenizerDecoder(nn.Module):
 class VQTokenizer(PreTrainedModel):
     """Turns images or volumes into a grid of discrete codes and back.
 
-    The 2D and the 3D tokenizer of Corona-Figueroa et al., 2023 are this class with `spatial_dims` 2 and 3; the quantizer is
-    that of Huh et al., 2023. See `VQTokenizerConfig`.
+    The 2D and the 3D tokenizer of Corona-Figueroa et al., 2023 are this class with `spatial_dims` 2 and 3; the
+    quantizer is that of Huh et al., 2023. See `VQTokenizerConfig`.
     """
 
     config_class = VQTokenizerConfig
     base_model_prefix = "vq_tokenizer"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["VQTokenizerResidualBlock", "VQTokenizerAttentionBlock"]
+    _no_split_modules = ["VQTokenizerResidualBlock", "VQTokenizerAttentionBlock"]  # noqa: RUF012  (read by the base class as it stands)
 
     def __init__(self, config: VQTokenizerConfig) -> None:
         super().__init__(config)
@@ -248,7 +248,8 @@ class VQTokenizer(PreTrainedModel):
         factor = self.config.downsampling_factor
         if len(spatial) != self.config.spatial_dims or any(side % factor or side == 0 for side in spatial):
             raise ValueError(
-                f"pixel_values must have {self.config.spatial_dims} spatial axes whose sides are multiples of {factor}; got "
+                f"pixel_values must have {self.config.spatial_dims} spatial axes whose sides are multiples of "
+                f"{factor}; got "
                 f"{tuple(spatial)}. Crop, pad or resample the input to such a size."
             )
         return tuple(side // factor for side in spatial)

@@ -106,7 +106,9 @@ class ViewsToVolumePipeline(DiffusionPipeline):
         step_arguments: dict[str, Any] = {"generator": generator}
         if isinstance(self.scheduler, AmusedScheduler):
             if isinstance(generator, list):
-                raise ValueError("AmusedScheduler draws for the whole batch at once: give one generator instead of a list")
+                raise ValueError(
+                    "AmusedScheduler draws for the whole batch at once: give one generator instead of a list"
+                )
         else:
             step_arguments.update(temperature=temperature, top_p=top_p)
 
@@ -149,9 +151,15 @@ class ViewsToVolumePipeline(DiffusionPipeline):
         if latents is None:
             return torch.full((batch_size, *grid), mask, dtype=torch.int64, device=self._execution_device).flatten(1)
         if latents.shape != (batch_size, *grid) or latents.dtype != torch.int64:
-            raise ValueError(f"latents must be int64 codes of shape {(batch_size, *grid)}; got {latents.dtype} {tuple(latents.shape)}")
+            raise ValueError(
+                f"latents must be int64 codes of shape {(batch_size, *grid)}; got {latents.dtype} "
+                f"{tuple(latents.shape)}"
+            )
         if latents.min() < 0 or latents.max() > mask:
-            raise ValueError(f"latents must lie in [0, {mask}], {mask} being the mask; got {int(latents.min())} to {int(latents.max())}")
+            raise ValueError(
+                f"latents must lie in [0, {mask}], {mask} being the mask; got {int(latents.min())} to "
+                f"{int(latents.max())}"
+            )
         return latents.flatten(1).to(self._execution_device)
 
     def decode_codes(self, codes: torch.Tensor, output_type: str = "pt") -> Any:
@@ -159,7 +167,11 @@ class ViewsToVolumePipeline(DiffusionPipeline):
         if output_type == "latent":
             return codes
         pixel_values = self.volume_tokenizer.decode(codes).sample
-        return pixel_values if output_type == "pt" else self.volume_processor.postprocess(pixel_values, output_type=output_type)
+        return (
+            pixel_values
+            if output_type == "pt"
+            else self.volume_processor.postprocess(pixel_values, output_type=output_type)
+        )
 
     def _context_arguments(self, context: torch.Tensor) -> dict[str, Any]:
         if self.transformer.config.context_attention == "prefix":
@@ -175,13 +187,17 @@ class ViewsToVolumePipeline(DiffusionPipeline):
             raise ValueError(f"num_volumes_per_prompt must be at least 1; got {num_volumes_per_prompt}")
         unknown = sorted(set(callback_inputs or ()) - set(self._callback_tensor_inputs))
         if unknown:
-            raise ValueError(f"callback_on_step_end_tensor_inputs {unknown} are unknown; choose from {self._callback_tensor_inputs}")
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs {unknown} are unknown; choose from {self._callback_tensor_inputs}"
+            )
         _check_views(views, self.transformer.view_names)
 
 
 def _check_views(views: Mapping[str, Any], expected: list[str]) -> None:
     if not isinstance(views, Mapping):
-        raise ValueError(f"views must be a dict of images by view name, one of each of {expected}; got {type(views).__name__}")
+        raise ValueError(
+            f"views must be a dict of images by view name, one of each of {expected}; got {type(views).__name__}"
+        )
     missing, unknown = sorted(set(expected) - set(views)), sorted(set(views) - set(expected))
     if missing or unknown:
         raise ValueError(f"this model takes the views {expected}; missing: {missing}, unknown: {unknown}")

@@ -18,8 +18,8 @@ class Codebook(nn.Module):
     """K codes of C channels, raw in `weight` and effective through the parameterisation.
 
     State that changes in training only, all of it saved: `initialized` (k-means has run), `unused_batches` (for each
-    code, training batches since it was last chosen) and `num_batches` (training batches seen; it also numbers the random
-    draws, so that a resumed run draws what an uninterrupted one would).
+    code, training batches since it was last chosen) and `num_batches` (training batches seen; it also numbers the
+    random draws, so that a resumed run draws what an uninterrupted one would).
     """
 
     initialized: torch.Tensor
@@ -49,7 +49,9 @@ class Codebook(nn.Module):
         nn.init.zeros_(self.num_batches)
 
     def effective(self) -> torch.Tensor:
-        """Codes as used for look-up and decoding, `(K, C)`, differentiable in the raw codes and the parameterisation."""
+        """Codes as used for look-up and decoding, `(K, C)`, differentiable in the raw codes and the
+        parameterisation.
+        """
         return self.parameterization(self.weight)
 
     @torch.no_grad()
@@ -80,7 +82,9 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def record(self, counts: torch.Tensor) -> None:
-        """Takes note of a training batch's usage. `counts`: `(K,)` int64, how often each code was chosen on all ranks."""
+        """Takes note of a training batch's usage. `counts`: `(K,)` int64, how often each code was chosen on all
+        ranks.
+        """
         if self.frozen:
             return
         self.unused_batches.add_(1).masked_fill_(counts > 0, 0)
@@ -140,7 +144,9 @@ class CodebookUsage:
         self.counts += torch.bincount(codes.detach().flatten().cpu(), minlength=len(self.counts))
 
     def compute(self, device: torch.device | str = "cpu") -> dict[str, float]:
-        """`{"active_fraction", "active_codes", "perplexity"}` over all processes; `device` is that of the communication."""
+        """`{"active_fraction", "active_codes", "perplexity"}` over all processes; `device` is that of the
+        communication.
+        """
         counts = all_reduce_sum(self.counts.to(device))
         return {
             "active_fraction": float(active_fraction(counts)),

@@ -18,13 +18,14 @@ class VectorQuantizerConfig:
         parameterization: `"plain"`, or `"affine"` for codes that share a learned scale and shift (Huh et al., 2023).
         affine_groups: with `"affine"`, number of groups of codes with a scale and a shift of their own; divides K.
         affine_lr_scale: with `"affine"`, factor s on the learning speed of the shared parameters, above 0.
-        sync_weight: synchronised update nu of Huh et al.: the task's gradient g reaches the chosen code as `nu * g`; 0 to 2.
+        sync_weight: synchronised update nu of Huh et al.: the task's gradient g reaches the chosen code as `nu * g`; 0
+            to 2.
         init: `"kmeans"` places the codes by k-means++ on the first training batch, `"random"` draws them uniformly in
             `[-1/K, 1/K]`.
         replace_after: a code unused for this many training batches becomes a recent encoder output; `None` is off.
         commitment_weight: factor of `mean |z - sg(z_q)|^2`.
-        codebook_weight: factor of `mean |sg(z) - z_q|^2`. In the notation of Huh et al., `codebook_weight = alpha * beta` and
-            `commitment_weight = alpha * (1 - beta)`.
+        codebook_weight: factor of `mean |sg(z) - z_q|^2`. In the notation of Huh et al., `codebook_weight = alpha *
+            beta` and `commitment_weight = alpha * (1 - beta)`.
         channel_last: input is `(B, ..., C)` instead of `(B, C, ...)`.
         seed: seed of initialisation and replacement.
 
@@ -49,12 +50,18 @@ class VectorQuantizerConfig:
         _require(self.codebook_size >= 2, "codebook_size", self.codebook_size, "at least 2")
         _require(self.codebook_dim >= 1, "codebook_dim", self.codebook_dim, "at least 1")
         _require(
-            self.parameterization in PARAMETERIZATIONS, "parameterization", self.parameterization, f"one of {PARAMETERIZATIONS}"
+            self.parameterization in PARAMETERIZATIONS,
+            "parameterization",
+            self.parameterization,
+            f"one of {PARAMETERIZATIONS}",
         )
         _require(self.init in INITS, "init", self.init, f"one of {INITS}")
         _require(0 <= self.sync_weight <= 2, "sync_weight", self.sync_weight, "between 0 and 2")
         _require(
-            self.replace_after is None or self.replace_after >= 1, "replace_after", self.replace_after, "None or at least 1"
+            self.replace_after is None or self.replace_after >= 1,
+            "replace_after",
+            self.replace_after,
+            "None or at least 1",
         )
         for name in ("commitment_weight", "codebook_weight"):
             value = getattr(self, name)

@@ -21,8 +21,8 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 def joined_mean_factor(num_rows: int, total_rows: torch.Tensor) -> torch.Tensor | float:
     """Factor on this rank's mean that makes the average over ranks the mean over the joined batch.
 
-    Data-parallel training averages gradients over ranks with equal weight; with unequal batches that is not the gradient
-    of the joined batch's mean unless each rank's mean is weighted by its share of the rows.
+    Data-parallel training averages gradients over ranks with equal weight; with unequal batches that is not the
+    gradient of the joined batch's mean unless each rank's mean is weighted by its share of the rows.
 
     Args:
         num_rows: rows held by this rank.
@@ -65,5 +65,9 @@ def gather_global_rows(rows: torch.Tensor, indices: torch.Tensor, offset: int) -
     """
     local = indices - offset
     owned = (local >= 0) & (local < rows.shape[0])
-    picked = rows[local.clamp(0, max(rows.shape[0] - 1, 0))] if rows.shape[0] else rows.new_zeros(len(indices), rows.shape[1])
+    picked = (
+        rows[local.clamp(0, max(rows.shape[0] - 1, 0))]
+        if rows.shape[0]
+        else rows.new_zeros(len(indices), rows.shape[1])
+    )
     return all_reduce_sum(torch.where(owned[:, None], picked, torch.zeros_like(picked)))

@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-# Elements of one block of the distance matrix: 4 Mi floats (16 MiB), which bounds the memory of a search whatever N and K.
+# Elements of one block of the distance matrix: 4 Mi floats (16 MiB), which bounds the memory of a search whatever N and
+# K.
 DISTANCE_BLOCK_ELEMENTS = 1 << 22
 
 
@@ -11,7 +12,8 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
     """Index of the Euclidean-nearest codebook row for each vector: `argmin_k |z - e_k|^2`.
 
     Computed in float32 or better under any autocast, block by block, so memory does not grow with `N * K`. Both sides
-    are shifted by the codebook's mean first, which keeps the expanded square `|e|^2 - 2 z.e` accurate far from the origin.
+    are shifted by the codebook's mean first, which keeps the expanded square `|e|^2 - 2 z.e` accurate far from the
+    origin.
 
     Args:
         vectors: `(N, C)` floating point.
@@ -25,7 +27,8 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
     """
     if vectors.ndim != 2 or codebook.ndim != 2 or vectors.shape[1] != codebook.shape[1]:
         raise ValueError(
-            f"vectors must be (N, C) and codebook (K, C) with the same C; got {tuple(vectors.shape)} and {tuple(codebook.shape)}"
+            f"vectors must be (N, C) and codebook (K, C) with the same C; got {tuple(vectors.shape)} and "
+            f"{tuple(codebook.shape)}"
         )
     with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
@@ -43,7 +46,8 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
 
 
 def straight_through(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight: float = 0.0) -> torch.Tensor:
-    r"""Quantised value with the straight-through gradient and the synchronised update of Huh et al., 2023 (section 4.3).
+    r"""Quantised value with the straight-through gradient and the synchronised update of Huh et al., 2023 (section
+    4.3).
 
     Value: `quantized`. Gradient g of the task reaches `vectors` as g and the chosen codes as `sync_weight * g`:
     \(z + sg(z_q - z) + \nu (z_q - sg(z_q))\).
@@ -61,12 +65,16 @@ def straight_through(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight
 
 
 def commitment_loss(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-    """`mean |z - sg(z_q)|^2` over all elements: pulls the encoder towards its codes (van den Oord et al., 2017, eq. 3)."""
+    """`mean |z - sg(z_q)|^2` over all elements: pulls the encoder towards its codes (van den Oord et al., 2017,
+    eq. 3).
+    """
     return F.mse_loss(vectors, quantized.detach())
 
 
 def codebook_loss(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-    """`mean |sg(z) - z_q|^2` over all elements: pulls the codes towards the encoder outputs (van den Oord et al., 2017, eq. 3)."""
+    """`mean |sg(z) - z_q|^2` over all elements: pulls the codes towards the encoder outputs (van den Oord et al.,
+    2017, eq. 3).
+    """
     return F.mse_loss(quantized, vectors.detach())
 
 
@@ -90,8 +98,11 @@ def active_fraction(counts: torch.Tensor) -> torch.Tensor:
     return (counts > 0).to(torch.float32).mean()
 
 
-def kmeans(samples: torch.Tensor, num_clusters: int, generator: torch.Generator, num_iterations: int = 10) -> torch.Tensor:
-    """k-means++ seeding (Arthur & Vassilvitskii, 2007) followed by Lloyd iterations; always returns `num_clusters` rows.
+def kmeans(
+    samples: torch.Tensor, num_clusters: int, generator: torch.Generator, num_iterations: int = 10
+) -> torch.Tensor:
+    """k-means++ seeding (Arthur & Vassilvitskii, 2007) followed by Lloyd iterations; always returns `num_clusters`
+    rows.
 
     Clusters that go empty keep their centre. With fewer distinct samples than clusters the remaining centres are
     samples moved by a small noise, so no two codes are born equal.

@@ -38,9 +38,10 @@ class VectorQuantizerOutput:
 class VectorQuantizer(nn.Module):
     """Replaces each vector of a feature map by its nearest code, with a gradient for what came before.
 
-    Implements van den Oord et al., 2017 (vector quantisation with a straight-through gradient) and, from Huh et al., 2023,
-    the affine re-parameterised codebook and the synchronised update. Arithmetic is float32 or better under any autocast.
-    In training mode the codes may be initialised or replaced at the start of `forward`; in eval mode nothing changes.
+    Implements van den Oord et al., 2017 (vector quantisation with a straight-through gradient) and, from Huh et al.,
+    2023, the affine re-parameterised codebook and the synchronised update. Arithmetic is float32 or better under any
+    autocast. In training mode the codes may be initialised or replaced at the start of `forward`; in eval mode nothing
+    changes.
 
     Args:
         config: a `VectorQuantizerConfig`; alternatively give its fields as keywords.
@@ -103,7 +104,8 @@ class VectorQuantizer(nn.Module):
             return nearest_codes(vectors, self._float(self.effective_codebook)).view(shape)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Effective vectors of codes: `(B, *spatial)` int64 -> `(B, C, *spatial)`, or `(B, ..., C)` with `channel_last`.
+        """Effective vectors of codes: `(B, *spatial)` int64 -> `(B, C, *spatial)`, or `(B, ..., C)` with
+        `channel_last`.
 
         Raises:
             ValueError: if a code is outside `[0, K)`.
@@ -126,7 +128,8 @@ class VectorQuantizer(nn.Module):
         channel_axis = -1 if self.config.channel_last else 1
         if features.ndim < 2 or features.shape[channel_axis] != self.config.codebook_dim:
             raise ValueError(
-                f"expected {self.config.codebook_dim} channels (codebook_dim) on axis {channel_axis}; got shape {tuple(features.shape)}"
+                f"expected {self.config.codebook_dim} channels (codebook_dim) on axis {channel_axis}; got shape "
+                f"{tuple(features.shape)}"
             )
         channels_last = features.movedim(channel_axis, -1)
         return self._float(channels_last.reshape(-1, self.config.codebook_dim)), channels_last.shape[:-1]

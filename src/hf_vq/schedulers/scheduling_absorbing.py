@@ -31,15 +31,17 @@ class AbsorbingSchedulerOutput(BaseOutput):
 class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
     r"""Absorbing discrete diffusion: codes turn into the mask one by one, and are sampled back in the other direction.
 
-    Timesteps are mask rates t in (0, 1], decreasing. Forward process: \(q(x_t = \text{mask} | x_0) = t\) independently for each
-    position (Austin et al., 2021, D3PM; Bond-Taylor et al., 2022, eq. 6). Reverse, from t to s < t: a masked position is
-    unmasked with probability \((t - s) / t\), its code drawn from the model's distribution; a settled code never changes.
+    Timesteps are mask rates t in (0, 1], decreasing. Forward process: \(q(x_t = \text{mask} | x_0) = t\) independently
+    for each position (Austin et al., 2021, D3PM; Bond-Taylor et al., 2022, eq. 6). Reverse, from t to s < t: a masked
+    position is unmasked with probability \((t - s) / t\), its code drawn from the model's distribution; a settled code
+    never changes.
 
     Args:
         mask_token_id (`int`): id of the mask, the codebook size.
-        schedule (`str`): `"linear"` lets t fall evenly over the steps, `"cosine"` as \(\sin(\pi/2 \cdot i/S)\), slowly at first.
-        sampling (`str`): `"ancestral"` unmasks each position by a coin, `"exact_count"` the expected number of positions in
-            uniformly random order, so that no step is wasted.
+        schedule (`str`): `"linear"` lets t fall evenly over the steps, `"cosine"` as \(\sin(\pi/2 \cdot i/S)\), slowly
+            at first.
+        sampling (`str`): `"ancestral"` unmasks each position by a coin, `"exact_count"` the expected number of
+            positions in uniformly random order, so that no step is wasted.
     """
 
     order = 1
@@ -69,7 +71,9 @@ class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
         """The sample itself: codes are not scaled."""
         return sample
 
-    def add_noise(self, original_samples: torch.Tensor, timesteps: torch.Tensor, generator: Generator = None) -> torch.Tensor:
+    def add_noise(
+        self, original_samples: torch.Tensor, timesteps: torch.Tensor, generator: Generator = None
+    ) -> torch.Tensor:
         """Forward process: masks codes at the rate t.
 
         Args:
@@ -78,7 +82,8 @@ class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
             generator: source of randomness, one or a list of one per sample.
 
         Returns:
-            The codes with each replaced by `mask_token_id` with probability t: independently with `sampling="ancestral"`,
+            The codes with each replaced by `mask_token_id` with probability t: independently with
+                `sampling="ancestral"`,
             otherwise exactly `round(t * N)` of them, and at least one unless t is 0.
 
         Raises:
@@ -107,7 +112,8 @@ class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
         generator: Generator = None,
         return_dict: bool = True,
     ) -> AbsorbingSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        r"""One reverse step from `timestep` t to the next timestep s (0 after the last): unmasks with probability (t - s) / t.
+        r"""One reverse step from `timestep` t to the next timestep s (0 after the last): unmasks with probability (t -
+        s) / t.
 
         Args:
             model_output: `(B, N, K)` logits.
@@ -143,12 +149,15 @@ class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
         index = (self.timesteps - float(timestep)).abs().argmin() if len(self.timesteps) else None
         if index is None or abs(float(self.timesteps[index]) - float(timestep)) > 1e-6:
             raise ValueError(
-                f"timestep={float(timestep)} is not one of this scheduler's timesteps; call set_timesteps and pass its entries"
+                f"timestep={float(timestep)} is not one of this scheduler's timesteps; call set_timesteps and "
+                "pass its entries"
             )
         last = int(index) + 1 == len(self.timesteps)
         return float(self.timesteps[index]), 0.0 if last else float(self.timesteps[index + 1])
 
-    def _positions_to_reveal(self, masked: torch.Tensor, current: float, following: float, generator: Generator) -> torch.Tensor:
+    def _positions_to_reveal(
+        self, masked: torch.Tensor, current: float, following: float, generator: Generator
+    ) -> torch.Tensor:
         if following == 0:
             return masked
         draws = _uniform(masked.shape, generator, masked.device)
@@ -162,7 +171,8 @@ class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
     def _check_step(self, model_output: torch.Tensor, sample: torch.Tensor, temperature: float, top_p: float) -> None:
         if model_output.ndim != 3 or sample.shape != model_output.shape[:2]:
             raise ValueError(
-                f"model_output must be (B, N, K) and sample (B, N); got {tuple(model_output.shape)} and {tuple(sample.shape)}"
+                f"model_output must be (B, N, K) and sample (B, N); got {tuple(model_output.shape)} and "
+                f"{tuple(sample.shape)}"
             )
         if not (math.isfinite(temperature) and temperature >= 0):
             raise ValueError(f"temperature must be finite and at least 0; got {temperature}")

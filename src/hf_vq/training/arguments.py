@@ -31,12 +31,18 @@ class TrainingArguments:
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second decay; lower suits short trainings."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
-    ema_decay: float = field(default=0.99, metadata={"help": "Decay of the averaged weights, which are the ones saved."})
+    ema_decay: float = field(
+        default=0.99, metadata={"help": "Decay of the averaged weights, which are the ones saved."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order and noise."})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
-    report_to: str = field(default="none", metadata={"help": "Tracker of Accelerate (tensorboard, wandb, ...) or none."})
+    report_to: str = field(
+        default="none", metadata={"help": "Tracker of Accelerate (tensorboard, wandb, ...) or none."}
+    )
     logging_steps: int = field(default=20, metadata={"help": "Steps between logged training figures."})
-    validation_steps: int = field(default=500, metadata={"help": "Steps between validations; one follows the last step too."})
+    validation_steps: int = field(
+        default=500, metadata={"help": "Steps between validations; one follows the last step too."}
+    )
     checkpointing_steps: int = field(default=500, metadata={"help": "Steps between checkpoints; 0 for none."})
     checkpoints_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept."})
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": "A checkpoint folder, or 'latest'."})
@@ -45,7 +51,9 @@ class TrainingArguments:
     model: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of the model's config."})
 
 
-def parse_arguments(arguments_class: type[Arguments], description: str, argv: Sequence[str] | None = None) -> Arguments:
+def parse_arguments(
+    arguments_class: type[Arguments], description: str | None, argv: Sequence[str] | None = None
+) -> Arguments:
     """Flags from `--config file.yaml` and the command line, the command line winning.
 
     Each field of `arguments_class` is a flag. A field that is a dict is a mapping in the YAML file, and its entries are
@@ -71,10 +79,10 @@ def parse_arguments(arguments_class: type[Arguments], description: str, argv: Se
     known, rest = parser.parse_known_args(argv)
     try:
         _apply_dotted(trees, rest)
-        options = {k: v for k, v in vars(known).items() if k != "config"}
-        return arguments_class(**options, **trees)
     except ValueError as error:
         parser.error(str(error))
+    options = {name: value for name, value in vars(known).items() if name != "config"}
+    return arguments_class(**options, **trees)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -118,7 +126,9 @@ def _apply_defaults(parser: argparse.ArgumentParser, values: dict[str, Any]) -> 
         value = values[action.dest]
         action.required = False
         # argparse converts defaults only if they are text, so a YAML value passes the same check as a flag's.
-        action.default = str(value) if action.type is not None and value is not None and not isinstance(value, list) else value
+        action.default = (
+            str(value) if action.type is not None and value is not None and not isinstance(value, list) else value
+        )
 
 
 def _apply_dotted(trees: dict[str, dict[str, Any]], rest: list[str]) -> None:
@@ -128,7 +138,10 @@ def _apply_dotted(trees: dict[str, dict[str, Any]], rest: list[str]) -> None:
     for flag, text in zip(pairs[::2], pairs[1::2], strict=True):
         *parents, leaf = flag.removeprefix("--").split(".")
         if not flag.startswith("--") or not parents or parents[0] not in trees:
-            raise ValueError(f"unrecognized argument {flag!r}; fields of {sorted(trees)} are given with dots, as in --model.name value")
+            raise ValueError(
+                f"unrecognized argument {flag!r}; fields of {sorted(trees)} are given with dots, as in "
+                "--model.name value"
+            )
         tree = trees[parents[0]]
         for parent in parents[1:]:
             tree = tree.setdefault(parent, {})

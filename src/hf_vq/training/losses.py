@@ -7,15 +7,19 @@ CODE_LOSSES = ("elbo", "mlm", "reweighted_elbo")
 
 
 def masked_code_loss(
-    logits: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor, timesteps: torch.Tensor, loss_type: str = "reweighted_elbo"
+    logits: torch.Tensor,
+    codes: torch.Tensor,
+    masked: torch.Tensor,
+    timesteps: torch.Tensor,
+    loss_type: str = "reweighted_elbo",
 ) -> torch.Tensor:
     r"""Cross-entropy of the true codes at masked positions, weighted over the mask rate t.
 
     With CE the sum over a volume's N positions that are masked, in nats, averaged over the batch:
     `"elbo"`: \(CE / (t N)\), the bound on the negative log-likelihood per code (Bond-Taylor et al., 2022, eq. 8);
     `"mlm"`: \(CE / \text{number masked}\);
-    `"reweighted_elbo"`: \((1 - t + 1/N)\, CE / N\) (ibid., eq. 9; the discrete schedule's weight at t = 1 is 1/N, not 0, so
-    that the first sampling step is trained too).
+    `"reweighted_elbo"`: \((1 - t + 1/N)\, CE / N\) (ibid., eq. 9; the discrete schedule's weight at t = 1 is 1/N, not
+    0, so that the first sampling step is trained too).
 
     Args:
         logits: `(B, N, K)`.

@@ -32,7 +32,8 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     output_dir = Path(args.output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()) and not (args.overwrite or args.resume_from_checkpoint):
         raise ValueError(
-            f"--output_dir {args.output_dir} is not empty; choose another one, or pass --overwrite or --resume_from_checkpoint latest"
+            f"--output_dir {args.output_dir} is not empty; choose another one, or pass --overwrite or "
+            "--resume_from_checkpoint latest"
         )
     if min(args.max_train_steps, args.train_batch_size, args.gradient_accumulation_steps) < 1:
         raise ValueError(
@@ -81,7 +82,10 @@ class TrainingRun:
         if args.resume_from_checkpoint:
             self._resume(args.resume_from_checkpoint)
         self._progress = tqdm(
-            total=args.max_train_steps, initial=self.step, desc=self.output_dir.name, disable=not accelerator.is_local_main_process
+            total=args.max_train_steps,
+            initial=self.step,
+            desc=self.output_dir.name,
+            disable=not accelerator.is_local_main_process,
         )
 
     @property
@@ -104,7 +108,9 @@ class TrainingRun:
         return self.accelerator.prepare(loader)
 
     def generator(self, batch_index: int) -> torch.Generator:
-        """CPU generator for the noise of one batch; a function of seed, step, rank and batch, so resuming repeats it."""
+        """CPU generator for the noise of one batch; a function of seed, step, rank and batch, so resuming repeats
+        it.
+        """
         args, accelerator = self.args, self.accelerator
         number = (self.step * accelerator.num_processes + accelerator.process_index) * args.gradient_accumulation_steps
         return torch.Generator().manual_seed(args.seed * 1_000_003 + number + batch_index)
@@ -157,7 +163,10 @@ class TrainingRun:
     def log(self, figures: Mapping[str, Any]) -> None:
         """Appends scalars, averaged over processes, to `logs.jsonl`, to the tracker and to the progress bar."""
         device = self.accelerator.device
-        values = {k: self.accelerator.reduce(torch.as_tensor(v, dtype=torch.float64, device=device).detach(), "mean") for k, v in figures.items()}
+        values = {
+            k: self.accelerator.reduce(torch.as_tensor(v, dtype=torch.float64, device=device).detach(), "mean")
+            for k, v in figures.items()
+        }
         plain = {key: float(value) for key, value in values.items()}
         self.accelerator.log(plain, step=self.step)
         if self.accelerator.is_main_process:
@@ -198,7 +207,11 @@ class TrainingRun:
         self.accelerator.end_training()
 
     def _finish_checkpoint(self, folder: Path) -> None:
-        info = {"step": self.step, "model_class": type(self.unwrapped_model).__name__, "config": _config_of(self.unwrapped_model)}
+        info = {
+            "step": self.step,
+            "model_class": type(self.unwrapped_model).__name__,
+            "config": _config_of(self.unwrapped_model),
+        }
         (folder / CHECKPOINT_INFO).write_text(json.dumps(info, default=str), encoding="utf-8")
 
     def _resume(self, which: str) -> None:
@@ -206,11 +219,15 @@ class TrainingRun:
         info = json.loads((path / CHECKPOINT_INFO).read_text(encoding="utf-8"))
         model = self.unwrapped_model
         if info["model_class"] != type(model).__name__:
-            raise ValueError(f"{path} is a checkpoint of a {info['model_class']}; this script trains a {type(model).__name__}")
+            raise ValueError(
+                f"{path} is a checkpoint of a {info['model_class']}; this script trains a {type(model).__name__}"
+            )
         config = json.loads(json.dumps(_config_of(model), default=str))
         changed = sorted(k for k in {*config, *info["config"]} if config.get(k) != info["config"].get(k))
         if changed:
-            raise ValueError(f"{path} was made with other values of {changed}; resume with the config it was started with")
+            raise ValueError(
+                f"{path} was made with other values of {changed}; resume with the config it was started with"
+            )
         self.accelerator.load_state(str(path))
         self.step = info["step"]
 
@@ -229,12 +246,16 @@ def find_checkpoint(output_dir: Path, which: str) -> Path:
     if which == "latest":
         found = list_checkpoints(output_dir)
         if not found:
-            raise ValueError(f"--resume_from_checkpoint latest: {output_dir} holds no complete checkpoint; start without it")
+            raise ValueError(
+                f"--resume_from_checkpoint latest: {output_dir} holds no complete checkpoint; start without it"
+            )
         return found[-1]
     for path in (Path(which), output_dir / which):
         if (path / CHECKPOINT_INFO).is_file():
             return path
-    raise ValueError(f"--resume_from_checkpoint {which}: no folder with {CHECKPOINT_INFO} there; name a checkpoint or 'latest'")
+    raise ValueError(
+        f"--resume_from_checkpoint {which}: no folder with {CHECKPOINT_INFO} there; name a checkpoint or 'latest'"
+    )
 
 
 def _config_of(model: Any) -> dict[str, Any]:
