@@ -43,8 +43,8 @@ from hf_vq.evaluation.report import (
     report_markdown,
 )
 from hf_vq.evaluation.sheets import SheetSubject, save_evaluation_sheet
-from hf_vq.evaluation.tokenizer import VolumeTokenizer, distribution_scores
-from hf_vq.evaluation.volumes import GridVolume, find_generated, onto_grid, read_volume, same_grid
+from hf_vq.evaluation.tokenizer import EncodedVolumes, VolumeTokenizer, distribution_scores
+from hf_vq.evaluation.volumes import find_generated, onto_grid, read_volume, same_grid
 from hf_vq.files import move_files_into
 from hf_vq.training.arguments import run
 
@@ -117,9 +117,9 @@ def score_all(args: argparse.Namespace) -> tuple[dict[str, Any], list[SheetSubje
     distribution = codebook = None
     if args.pipeline:
         tokenizer = VolumeTokenizer.from_pipeline(args.pipeline, default_device(), args.batch_size)
-        held_out = held_out_volumes(args.split, splits)
-        table[ROW_CEILING] = score_row(subjects, tokenizer.reconstruct(held_out[args.split]), args.window)
-        codebook = tokenizer.usage({name: tokenizer.codes(volumes) for name, volumes in held_out.items()})
+        held_out = encode_held_out(tokenizer, args.split, splits)
+        table[ROW_CEILING] = score_row(subjects, tokenizer.decode(held_out[args.split]), args.window)
+        codebook = tokenizer.usage({name: encoded.codes for name, encoded in held_out.items()})
         distribution = compare_distributions(tokenizer, args, held_out, subjects, samples, baselines)
     if can_be_rendered(subjects[0].view_names):
         table[ROW_TRUE_VOLUME] = reprojection_row(subjects, [subject.truth.hu for subject in subjects])
@@ -136,18 +136,19 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def held_out_volumes(split: str, splits: Mapping[str, Sequence[Subject]]) -> dict[str, list[GridVolume]]:
-    """True volumes of the evaluated split, and of it together with the validation split."""
-    evaluated = [subject.truth for subject in splits[split]]
-    if split == "validation":
-        return {split: evaluated}
-    return {f"{split} + validation": evaluated + [subject.truth for subject in splits["validation"]], split: evaluated}
+def encode_held_out(
+    tokenizer: VolumeTokenizer, split: str, splits: Mapping[str, Sequence[Subject]]
+) -> dict[str, EncodedVolumes]:
+    """True volumes of the evaluated split together with the validation split, and of it alone, each encoded once."""
+    names = [split] if split == "validation" else [split, "validation"]
+    encoded = tokenizer.encode([subject.truth for name in names for subject in splits[name]])
+    return {" + ".join(names): encoded, split: encoded.first(len(splits[split]))}
 
 
 def compare_distributions(
     tokenizer: VolumeTokenizer,
     args: argparse.Namespace,
-    held_out: Mapping[str, Sequence[GridVolume]],
+    held_out: Mapping[str, EncodedVolumes],
     subjects: Sequence[Subject],
     samples: Sequence[Volumes],
     baselines: Mapping[str, Volumes],
@@ -158,12 +159,12 @@ def compare_distributions(
     generated = {ALL_SAMPLES: [subject.truth.with_hu(volume) for subject, volumes in pairs for volume in volumes]}
     for name, volumes in baselines.items():
         generated[name] = [one.truth.with_hu(volume) for one, volume in zip(subjects, volumes, strict=True)]
-    features = {name: tokenizer.features(volumes) for name, volumes in tqdm(generated.items(), desc="features")}
-    rows, too_few = distribution_scores(tokenizer.features(real), features, args.nearest_k)
+    features = {name: tokenizer.encode(volumes).features for name, volumes in tqdm(generated.items(), desc="features")}
+    rows, too_few = distribution_scores(real.features, features, args.nearest_k)
     return {
         "features": tokenizer.feature_name,
         "real_set": real_set,
-        "num_real": len(real),
+        "num_real": len(real.volumes),
         "rows": rows,
         "left_out": too_few,
     }

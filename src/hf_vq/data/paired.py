@@ -26,8 +26,8 @@ class PairedDataset(Dataset[dict[str, Any]]):
         split: name of the split.
         volume_processor: makes `pixel_values`.
         view_processor: makes `view_pixel_values`.
-        views: names of the views to use, in this order; all of them, in the order of the columns, when absent.
-        cache: keep processed items in memory; they are shared, so do not change them in place.
+        views: names of the views to use, in this order; all of them, sorted, when absent.
+        cache: keep processed items in memory, all of them in the end; they are shared, so do not change them in place.
 
     Attributes:
         subjects: name of each subject.
@@ -44,7 +44,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
         volume_processor: CTVolumeProcessor | None = None,
         view_processor: XrayImageProcessor | None = None,
         views: Sequence[str] | None = None,
-        cache: bool = True,
+        cache: bool = False,
     ) -> None:
         self._source = open_source(source, split, views)
         self._name = f"{source} ({split})"

@@ -35,11 +35,11 @@ class FolderSource:
 
     Args:
         folder: folder of the split.
-        views: names of the views to use; all of them when absent.
+        views: names of the views to use, in this order; all of them, sorted, when absent.
 
     Raises:
         ValueError: the folder, its metadata.csv, a column or a listed file is missing; a path leaves the folder; the
-            split is empty; a subject is listed twice.
+            split is empty; a subject is listed twice or its name cannot be a file's.
     """
 
     def __init__(self, folder: Path, views: Sequence[str] | None = None) -> None:
@@ -93,10 +93,10 @@ class DatasetSource:
     Args:
         dataset: the split, a `datasets.Dataset`.
         name: what errors call it.
-        views: names of the views to use; all Image columns when absent.
+        views: names of the views to use, in this order; all Image columns, sorted, when absent.
 
     Raises:
-        ValueError: a column is missing, the split is empty, or a subject is listed twice.
+        ValueError: a column is missing, the split is empty, a subject is listed twice or its name cannot be a file's.
     """
 
     def __init__(self, dataset: Any, name: str, views: Sequence[str] | None = None) -> None:
@@ -147,7 +147,7 @@ def open_source(source: str | Path, split: str, views: Sequence[str] | None = No
     Args:
         source: folder with a folder for each split, folder written by `save_to_disk`, or id of a data set on the Hub.
         split: name of the split.
-        views: names of the views to use; all of them when absent.
+        views: names of the views to use, in this order; all of them, sorted, when absent.
 
     Returns:
         The source of its subjects.
@@ -212,9 +212,13 @@ def _holds_images(rows: list[dict[str, str]], column: str) -> bool:
 
 
 def chosen_views(found: list[str], views: Sequence[str] | None, name: str) -> list[str]:
-    """Returns the views asked for, or all that were found; raises ValueError when one is missing or asked for twice."""
+    """Returns the views asked for, in that order, or all that were found, sorted, so that all splits agree.
+
+    Raises:
+        ValueError: a view is missing or asked for twice.
+    """
     if views is None:
-        return found
+        return sorted(found)
     missing = [view for view in views if view not in found]
     if missing:
         raise ValueError(
@@ -226,10 +230,15 @@ def chosen_views(found: list[str], views: Sequence[str] | None, name: str) -> li
 
 
 def unique_subjects(subjects: list[str], name: str) -> list[str]:
-    """Returns the subjects; raises ValueError when one is empty or comes twice."""
+    """Returns the subjects; raises ValueError when one comes twice or cannot be part of a file name."""
     seen: set[str] = set()
     for subject in subjects:
-        if not subject or subject in seen:
-            raise ValueError(f"{name}: found subject {subject!r} twice or empty, expected unique names; rename it")
+        if subject in ("", ".", "..") or any(character in subject for character in "/\\\0"):
+            raise ValueError(
+                f"{name}: found subject {subject!r}, expected a name that can be a file's, not empty and without slash "
+                "or backslash; rename it"
+            )
+        if subject in seen:
+            raise ValueError(f"{name}: found subject {subject!r} twice, expected unique names; rename it")
         seen.add(subject)
     return subjects

@@ -156,7 +156,7 @@ def baseline_volumes(
         ValueError: views of different sizes or names.
     """
     grid = train[0].truth
-    train_views, validation_views, views = (_views(group) for group in (train, validation, subjects))
+    train_views, validation_views, views = (_views(group, train[0]) for group in (train, validation, subjects))
     train_volumes, validation_volumes = (
         np.stack([np.clip(onto_grid(one.truth, grid, window[0]), *window) for one in group])
         for group in (train, validation)
@@ -183,13 +183,14 @@ def can_be_rendered(view_names: Sequence[str]) -> bool:
     return all(name in VIEW_AXES for name in view_names)
 
 
-def _views(subjects: Sequence[Subject]) -> npt.NDArray[np.float32]:
-    """Views of all subjects, (N, V, rows, cols), after a check that they are the same views."""
-    expected = subjects[0]
+def _views(subjects: Sequence[Subject], expected: Subject) -> npt.NDArray[np.float32]:
+    """Views of all subjects, (N, V, rows, cols), in the order in which the expected subject has them."""
     for subject in subjects:
-        if subject.view_names != expected.view_names or subject.views.shape != expected.views.shape:
+        if sorted(subject.view_names) != sorted(expected.view_names) or subject.views.shape != expected.views.shape:
             raise ValueError(
                 f"{subject.name}: found views {list(subject.view_names)} of shape {subject.views.shape}, expected "
                 f"{list(expected.view_names)} of shape {expected.views.shape} as {expected.name} has; make them alike"
             )
-    return np.stack([subject.views for subject in subjects])
+    return np.stack(
+        [subject.views[[subject.view_names.index(name) for name in expected.view_names]] for subject in subjects]
+    )

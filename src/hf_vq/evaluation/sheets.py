@@ -118,28 +118,26 @@ def save_reconstruction_sheet(
     *,
     max_items: int | None = None,
     title: str = "",
+    value_range: tuple[float, float] = (-1.0, 1.0),
 ) -> Path:
     """Draw inputs, reconstructions and absolute errors in three rows, for images or for the mid slices of volumes.
 
     Args:
-        inputs: shape (B, 1, H, W) or (B, 1, D, H, W), values in [-1, 1].
-        reconstructions: same shape; clipped to [-1, 1].
+        inputs: shape (B, 1, H, W) or (B, 1, D, H, W), values in `value_range`.
+        reconstructions: same shape; clipped to `value_range`.
         path: PNG file to write; it appears only when it is whole.
         max_items: items drawn; by default 8 images or 3 volumes (three slices each).
         title: text above the picture, such as the training step.
+        value_range: values shown as black and as white; errors are shown in percent of its width.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: unequal shapes, other axes, more than one channel, or an empty batch.
+        ValueError: unequal shapes, other axes, more than one channel, an empty batch, or an empty value range.
         ImportError: matplotlib isn't installed.
     """
-    if inputs.shape != reconstructions.shape or inputs.ndim not in (4, 5) or inputs.shape[1] != 1 or not len(inputs):
-        raise ValueError(
-            f"inputs have shape {tuple(inputs.shape)} and reconstructions {tuple(reconstructions.shape)}; expected one "
-            "shape (B, 1, H, W) or (B, 1, D, H, W)"
-        )
+    _check_pair(inputs, reconstructions, value_range)
     is_volume = inputs.ndim == 5
     count = min(len(inputs), max_items or (3 if is_volume else 8))
     header = 0.25 + (0.25 if title else 0.0) + (0.2 if is_volume else 0.0)
@@ -154,7 +152,8 @@ def save_reconstruction_sheet(
         group, first_column = (item, 0) if is_volume else (0, item)
         if is_volume:
             layout.group_title(figure, group, f"volume {item + 1}", top=header - 0.3)
-        _draw_reconstruction(figure, layout, group, first_column, inputs[item, 0], reconstructions[item, 0])
+        pair = (_unit_range(tensor[item, 0], value_range) for tensor in (inputs, reconstructions))
+        _draw_reconstruction(figure, layout, group, first_column, *pair)
     span = layout.group_span(0)[0], layout.group_span(len(groups) - 1)[1]
     layout.colour_bar(figure, span, _ERROR_SCALE, "error, % of the range")
     return _save(figure, path)
@@ -264,13 +263,22 @@ def _draw_subject(figure: Any, layout: _Layout, row: int, subject: SheetSubject,
                 axes.text(0.04, 0.95, "R", transform=axes.transAxes, color=FOREGROUND, size=6, va="top", bbox=shade)
 
 
+def _check_pair(inputs: torch.Tensor, reconstructions: torch.Tensor, value_range: tuple[float, float]) -> None:
+    """Raises ValueError for inputs and reconstructions that can't be drawn beside each other."""
+    if inputs.shape != reconstructions.shape or inputs.ndim not in (4, 5) or inputs.shape[1] != 1 or not len(inputs):
+        raise ValueError(
+            f"inputs have shape {tuple(inputs.shape)} and reconstructions {tuple(reconstructions.shape)}; expected one "
+            "shape (B, 1, H, W) or (B, 1, D, H, W)"
+        )
+    if not value_range[0] < value_range[1]:
+        raise ValueError(f"value_range is {tuple(value_range)}; expected its lower end first, such as (-1, 1)")
+
+
 def _draw_reconstruction(
-    figure: Any, layout: _Layout, group: int, first_column: int, true: torch.Tensor, made: torch.Tensor
+    figure: Any, layout: _Layout, group: int, first_column: int, true: npt.NDArray[Any], made: npt.NDArray[Any]
 ) -> None:
     """Input, reconstruction and error of one image (one column) or of one volume's mid slices (three columns)."""
-    arrays = _unit_range(true), _unit_range(made)
-    rows = (*arrays, 100 * np.abs(arrays[0] - arrays[1]))
-    for row, array in enumerate(rows):
+    for row, array in enumerate((true, made, 100 * np.abs(true - made))):
         scale = _ERROR_SCALE if row == 2 else (0.0, 1.0, "gray")
         if array.ndim == 2:
             _show(layout.tile(figure, row, group, first_column, f"{first_column + 1}"), array, scale)
@@ -279,9 +287,11 @@ def _draw_reconstruction(
             _show(layout.tile(figure, row, group, first_column + column, plane), oriented_slice(array, plane), scale)
 
 
-def _unit_range(tensor: torch.Tensor) -> npt.NDArray[np.float32]:
-    """[-1, 1] to [0, 1] as a float32 array on the CPU."""
-    return np.asarray((tensor.detach().float().cpu().clamp(-1, 1).numpy() + 1) / 2, dtype=np.float32)
+def _unit_range(tensor: torch.Tensor, value_range: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """A range of values to [0, 1], clipped, as a float32 array on the CPU."""
+    low, high = value_range
+    values = tensor.detach().float().cpu().numpy()
+    return np.asarray(((values - low) / (high - low)).clip(0, 1), dtype=np.float32)
 
 
 def _show(axes: Any, image: npt.NDArray[Any], scale: tuple[float, float, str], aspect: float = 1.0) -> None:

@@ -1,12 +1,15 @@
 """What the volume tokenizer does to held-out scans: its reconstructions, its codes, its features."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 
 from ..quantizers import CodebookUsage
 from .metrics import prdc
@@ -14,6 +17,27 @@ from .volumes import GridVolume, onto_grid, read_volume
 
 FEATURE_NAME = "volume tokenizer's encoder output before quantisation, average-pooled to 2x2x2 and flattened"
 _POOLED_SIDE = 2
+
+
+@dataclass(frozen=True)
+class EncodedVolumes:
+    """Volumes as a tokenizer sees them.
+
+    Attributes:
+        volumes: the N volumes themselves.
+        codes: shape (N, d, h, w), int64, on the CPU.
+        features: shape (N, 8 * channels); see `VolumeTokenizer.feature_name`.
+        geometry: the processor's `VolumeGeometry` of each volume.
+    """
+
+    volumes: list[GridVolume]
+    codes: torch.Tensor
+    features: npt.NDArray[np.float32]
+    geometry: list[Any]
+
+    def first(self, count: int) -> "EncodedVolumes":
+        """The first volumes alone."""
+        return EncodedVolumes(self.volumes[:count], self.codes[:count], self.features[:count], self.geometry[:count])
 
 
 @dataclass(frozen=True)
@@ -43,65 +67,63 @@ class VolumeTokenizer:
             The tokenizer in evaluation mode.
 
         Raises:
-            ValueError: the pipeline has no such parts.
+            ValueError: the pipeline has no such parts, or its tokenizer is another model or lacks weights.
         """
-        from ..models.modeling_vq_tokenizer import VQTokenizer
+        from ..models.loading import load_tokenizer
         from ..processors.image_processing_ct_volume import CTVolumeProcessor
 
         try:
-            model = VQTokenizer.from_pretrained(pipeline, subfolder="volume_tokenizer")
-            processor = CTVolumeProcessor.from_pretrained(pipeline, subfolder="volume_processor")
-        except OSError as error:
+            folder = _local_folder(pipeline)
+            processor = CTVolumeProcessor.from_pretrained(folder / "volume_processor")
+            model = load_tokenizer(folder / "volume_tokenizer", 3, device)
+        except (OSError, HFValidationError) as error:
             raise ValueError(
                 f"{pipeline}: found no volume_tokenizer and volume_processor, expected a saved ViewsToVolumePipeline; "
                 f"check the path ({error})"
             ) from error
-        return cls(model.to(device).eval(), processor, batch_size)
+        return cls(model, processor, batch_size)
 
     @torch.no_grad()
-    def reconstruct(self, volumes: Sequence[GridVolume]) -> list[npt.NDArray[np.float32]]:
-        """Encode and decode volumes: the best that any model of these codes can reach.
+    def encode(self, volumes: Sequence[GridVolume]) -> EncodedVolumes:
+        """Codes and features of volumes.
 
         Args:
-            volumes: true volumes.
+            volumes: any volumes, at least one.
+
+        Returns:
+            The volumes as the model sees them.
+        """
+        codes, features, geometry = [], [], []
+        for start in range(0, len(volumes), self.batch_size):
+            batch = volumes[start : start + self.batch_size]
+            inputs = self.processor([volume.to_nifti() for volume in batch])
+            encoded = self.model.encode(inputs["pixel_values"].to(self.model.device, self.model.dtype))
+            pooled = torch.nn.functional.adaptive_avg_pool3d(encoded.latents.float(), _POOLED_SIDE)
+            codes.append(encoded.codes.cpu())
+            features.append(pooled.flatten(1).cpu().numpy())
+            geometry += inputs["geometry"]
+        return EncodedVolumes(list(volumes), torch.cat(codes), np.concatenate(features), geometry)
+
+    @torch.no_grad()
+    def decode(self, encoded: EncodedVolumes) -> list[npt.NDArray[np.float32]]:
+        """Reconstructions of volumes: the best that any model of these codes can reach.
+
+        Args:
+            encoded: what `encode` returned.
 
         Returns:
             For each volume its reconstruction on its own grid, in HU.
         """
         results = []
-        for batch, pixels, geometry in self._batches(volumes):
-            decoded = self.model.decode(self.model.encode(pixels).codes).sample
-            images = self.processor.postprocess(decoded.float().cpu(), output_type="nifti", geometry=geometry)
-            results += [onto_grid(read_volume(image), volume) for image, volume in zip(images, batch, strict=True)]
+        for start in range(0, len(encoded.volumes), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            decoded = self.model.decode(encoded.codes[batch].to(self.model.device)).sample
+            images = self.processor.postprocess(
+                decoded.float().cpu(), output_type="nifti", geometry=encoded.geometry[batch]
+            )
+            pairs = zip(images, encoded.volumes[batch], strict=True)
+            results += [onto_grid(read_volume(image), volume) for image, volume in pairs]
         return results
-
-    @torch.no_grad()
-    def codes(self, volumes: Sequence[GridVolume]) -> torch.Tensor:
-        """Codes of volumes.
-
-        Args:
-            volumes: any volumes.
-
-        Returns:
-            Shape (N, d, h, w), int64.
-        """
-        return torch.cat([self.model.encode(pixels).codes.cpu() for _, pixels, _ in self._batches(volumes)])
-
-    @torch.no_grad()
-    def features(self, volumes: Sequence[GridVolume]) -> npt.NDArray[np.float32]:
-        """Features of volumes: see `feature_name`.
-
-        Args:
-            volumes: any volumes.
-
-        Returns:
-            Shape (N, 8 * channels).
-        """
-        rows = [
-            torch.nn.functional.adaptive_avg_pool3d(self.model.encode(pixels).latents.float(), _POOLED_SIDE).flatten(1)
-            for _, pixels, _ in self._batches(volumes)
-        ]
-        return np.asarray(torch.cat(rows).cpu().numpy())
 
     def usage(self, splits: Mapping[str, torch.Tensor]) -> dict[str, dict[str, float]]:
         """Usage of the codebook.
@@ -125,12 +147,12 @@ class VolumeTokenizer:
         """Number of codes."""
         return int(self.model.config.quantizer_config.codebook_size)
 
-    def _batches(self, volumes: Sequence[GridVolume]) -> Iterable[tuple[Sequence[GridVolume], torch.Tensor, Any]]:
-        """Batches of volumes with their pixel values on the model's device and their geometry."""
-        for start in range(0, len(volumes), self.batch_size):
-            batch = volumes[start : start + self.batch_size]
-            inputs = self.processor([volume.to_nifti() for volume in batch])
-            yield batch, inputs["pixel_values"].to(self.model.device, self.model.dtype), inputs["geometry"]
+
+def _local_folder(pipeline: str) -> Path:
+    """Folder that holds the parts of a pipeline that are read here, fetched from the Hub where it isn't a folder."""
+    if Path(pipeline).is_dir():
+        return Path(pipeline)
+    return Path(snapshot_download(pipeline, allow_patterns=["volume_tokenizer/*", "volume_processor/*"]))
 
 
 def codebook_usage(codes: torch.Tensor, codebook_size: int) -> dict[str, float]:
