@@ -250,6 +250,18 @@ def test_frozen_codebook_keeps_everything():
     assert all(parameter.grad is None for parameter in quantizer.parameters())
 
 
+def test_a_frozen_codebook_stays_frozen_after_loading():
+    frozen = make().train()
+    frozen(torch.randn(SHAPES[0]))
+    frozen.freeze_codebook()
+    loaded = VectorQuantizer(frozen.config).train()
+    loaded.load_state_dict(frozen.state_dict())
+    for _ in range(5):
+        loaded((9 * torch.randn(SHAPES[0])).requires_grad_()).loss.backward()
+    assert_same_state(loaded, frozen.state_dict())
+    assert all(parameter.grad is None for parameter in loaded.parameters())
+
+
 def train(quantizer, steps, seed):
     optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
     for step in range(*steps):
@@ -300,6 +312,10 @@ def test_loss_is_the_weighted_sum_of_its_parts():
         ({"affine_lr_scale": 0.0}, "affine_lr_scale=0.0"),
         ({"parameterization": "plain", "affine_groups": 2}, "parameterization='plain'"),
         ({"codebok_size": 8}, "codebok_size"),
+        ({"codebook_size": 8.0}, r"codebook_size=8.0 is out of range; it must be of type int"),
+        ({"sync_weight": "1"}, "sync_weight='1'"),
+        ({"channel_last": 1}, "channel_last=1"),
+        ({"seed": True}, "seed=True"),
     ],
 )
 def test_bad_fields_are_named(fields, words):

@@ -5,7 +5,7 @@ from torch import nn
 
 from .affine import AffineParameterization, PlainParameterization
 from .configuration import VectorQuantizerConfig
-from .distributed import all_reduce_sum, gather_global_rows, row_offset
+from .distributed import all_reduce_sum, broadcast_from_main, gather_global_rows, row_offset
 from .functional import active_fraction, kmeans, perplexity
 
 # k-means sees at most this many vectors for each code; more hardly moves the centres and costs time.
@@ -19,22 +19,23 @@ class Codebook(nn.Module):
 
     State that changes in training only, all of it saved: `initialized` (k-means has run), `unused_batches` (for each
     code, training batches since it was last chosen) and `num_batches` (training batches seen; it also numbers the
-    random draws, so that a resumed run draws what an uninterrupted one would).
+    random draws, so that a resumed run draws what an uninterrupted one would). `frozen` is saved with them.
     """
 
     initialized: torch.Tensor
     unused_batches: torch.Tensor
     num_batches: torch.Tensor
+    frozen: torch.Tensor
 
     def __init__(self, config: VectorQuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.frozen = False
         self.weight = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
         self.parameterization = _build_parameterization(config)
         self.register_buffer("initialized", torch.empty((), dtype=torch.bool))
         self.register_buffer("unused_batches", torch.empty(config.codebook_size, dtype=torch.int64))
         self.register_buffer("num_batches", torch.empty((), dtype=torch.int64))
+        self.register_buffer("frozen", torch.empty((), dtype=torch.bool))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -47,6 +48,7 @@ class Codebook(nn.Module):
         nn.init.constant_(self.initialized, self.config.init != "kmeans")
         nn.init.zeros_(self.unused_batches)
         nn.init.zeros_(self.num_batches)
+        nn.init.zeros_(self.frozen)
 
     def effective(self) -> torch.Tensor:
         """Codes as used for look-up and decoding, `(K, C)`, differentiable in the raw codes and the
@@ -61,7 +63,7 @@ class Codebook(nn.Module):
 
     def freeze(self) -> None:
         """Stops everything that changes the codes: gradients, initialisation, usage counters and replacement."""
-        self.frozen = True
+        self.frozen.fill_(True)
         self.requires_grad_(False)
 
     @torch.no_grad()
@@ -74,6 +76,7 @@ class Codebook(nn.Module):
             vectors: `(N, C)` float32, this rank's encoder outputs.
         """
         if self.frozen:
+            self.requires_grad_(False)  # a loaded state brings the flag of freezing but not that of the gradients
             return
         if not self.initialized:
             self._initialize(vectors)
@@ -102,6 +105,7 @@ class Codebook(nn.Module):
         wanted = min(total, KMEANS_SAMPLES_PER_CODE * self.config.codebook_size)
         indices = torch.randperm(total, generator=generator)[:wanted].to(vectors.device)
         centres = kmeans(gather_global_rows(vectors, indices, offset), self.config.codebook_size, generator)
+        centres = broadcast_from_main(centres)
         self.set_effective(centres, torch.arange(self.config.codebook_size, device=vectors.device))
         self.initialized.fill_(True)
 
@@ -117,7 +121,7 @@ class Codebook(nn.Module):
         noise = torch.randn(len(unused), vectors.shape[1], generator=generator).to(vectors)
         rows = gather_global_rows(vectors, draws, offset)
         spread = rows.std(dim=0, correction=0)
-        self.set_effective(rows + REPLACEMENT_NOISE * spread * noise, unused)
+        self.set_effective(broadcast_from_main(rows + REPLACEMENT_NOISE * spread * noise), unused)
         self.unused_batches[unused] = 0
 
 

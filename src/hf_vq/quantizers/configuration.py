@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 PARAMETERIZATIONS = ("plain", "affine")
 INITS = ("random", "kmeans")
@@ -47,6 +48,8 @@ class VectorQuantizerConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, field in self.__dataclass_fields__.items():
+            _require_type(name, getattr(self, name), field.type)
         _require(self.codebook_size >= 2, "codebook_size", self.codebook_size, "at least 2")
         _require(self.codebook_dim >= 1, "codebook_dim", self.codebook_dim, "at least 1")
         _require(
@@ -96,6 +99,14 @@ class VectorQuantizerConfig:
         if unknown:
             raise ValueError(f"unknown quantizer field(s) {unknown}; the fields are {sorted(known)}")
         return cls(**values)
+
+
+def _require_type(name: str, value: object, annotation: Any) -> None:
+    kinds = get_args(annotation) or (annotation,)
+    accepted = (*kinds, int) if float in kinds else kinds
+    right = isinstance(value, accepted) and (bool in kinds or not isinstance(value, bool))
+    expected = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+    _require(right, name, value, f"of type {expected}")
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:

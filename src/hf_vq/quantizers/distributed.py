@@ -18,6 +18,18 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def broadcast_from_main(tensor: torch.Tensor) -> torch.Tensor:
+    """Rank 0's value of `tensor` (a new tensor, equal shapes on all ranks).
+
+    For results that every rank computes from equal inputs but that parallel float sums may round differently.
+    """
+    if not is_distributed():
+        return tensor
+    shared = tensor.detach().clone()
+    dist.broadcast(shared, src=0)
+    return shared
+
+
 def joined_mean_factor(num_rows: int, total_rows: torch.Tensor) -> torch.Tensor | float:
     """Factor on this rank's mean that makes the average over ranks the mean over the joined batch.
 

@@ -65,7 +65,7 @@ def straight_through(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight
 
 
 def commitment_loss(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-    """`mean |z - sg(z_q)|^2` over all elements: pulls the encoder towards its codes (van den Oord et al., 2017,
+    """`mean |z - sg(z_q)|^2` over all elements pulls the encoder towards its codes (van den Oord et al., 2017,
     eq. 3).
     """
     return F.mse_loss(vectors, quantized.detach())
