@@ -19,21 +19,10 @@ from tqdm.auto import tqdm
 from hf_vq import CTVolumeProcessor, VQTokenizer, XrayImageProcessor
 from hf_vq.data import PairedDataset
 from hf_vq.files import atomic_directory
+from hf_vq.models import load_tokenizer
 from hf_vq.training.arguments import run
 
 SPLITS = ("train", "validation", "test")
-
-
-def load_tokenizer(path: str, spatial_dims: int, device: torch.device) -> VQTokenizer:
-    """A tokenizer in eval mode, checked to be of the wanted dimension."""
-    tokenizer = VQTokenizer.from_pretrained(path)
-    if tokenizer.config.spatial_dims != spatial_dims:
-        raise ValueError(
-            f"{path} is a {tokenizer.config.spatial_dims}D tokenizer; expected a {spatial_dims}D one. Are "
-            "--volume_tokenizer and "
-            "--view_tokenizer swapped?"
-        )
-    return tokenizer.to(device).eval()
 
 
 @torch.no_grad()
@@ -76,8 +65,8 @@ def main() -> None:
         for split in SPLITS:
             dataset = PairedDataset(args.data, split, volume_processor=volume_processor, view_processor=view_processor)
             rows = list(encode_split(dataset, volume_tokenizer, view_tokenizer, args.batch_size))
-            grids = {"codes": Array3D(rows[0]["codes"].shape, "int32")}
-            grids |= {name: Array2D(rows[0][name].shape, "int32") for name in dataset.view_names}
+            grids = {name: Array2D(rows[0][name].shape, "int32") for name in dataset.view_names}
+            grids["codes"] = Array3D(rows[0]["codes"].shape, "int32")
             splits[split] = Dataset.from_list(rows, features=Features({"subject": Value("string"), **grids}))
         DatasetDict(splits).save_to_disk(temporary)
 

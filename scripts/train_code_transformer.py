@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from torch import nn
-from torch.utils.data import DataLoader
 
 from hf_vq import (
     AbsorbingScheduler,
@@ -30,8 +28,9 @@ from hf_vq import (
 )
 from hf_vq.data import PairedDataset
 from hf_vq.files import move_files_into
+from hf_vq.models import load_tokenizer
 from hf_vq.processors.geometry import VIEW_AXES, VOLUME_AXES
-from hf_vq.training.arguments import TrainingArguments, parse_arguments, run
+from hf_vq.training.arguments import TrainingArguments, check_fields, parse_arguments, run
 from hf_vq.training.losses import CODE_LOSSES, masked_code_loss
 from hf_vq.training.run import TrainingRun, make_accelerator
 
@@ -59,11 +58,15 @@ class CodeTransformerArguments(TrainingArguments):
 
 def load_codes(source: str) -> DatasetDict:
     """The code data set, from a folder that `save_to_disk` wrote or from the Hub."""
+    if Path(source).is_dir() and not (Path(source) / "dataset_dict.json").is_file():
+        raise ValueError(f"--data {source}: the folder holds no code data set; run encode_codes.py first")
     codes = load_from_disk(source) if Path(source).is_dir() else load_dataset(source)
     if not isinstance(codes, DatasetDict) or not {"train", "validation"} <= set(codes):
         raise ValueError(
             f"--data {source}: expected a data set with the splits train and validation, as encode_codes.py writes it"
         )
+    if min(len(codes[split]) for split in ("train", "validation")) < 2:
+        raise ValueError(f"--data {source}: at least two subjects are needed in train and in validation")
     if "codes" not in codes["train"].column_names:
         raise ValueError(
             f"--data {source}: column 'codes' is missing; found {codes['train'].column_names}. Run "
@@ -100,31 +103,44 @@ def transformer_fields(
     }
 
 
+def check_codes(codes: Dataset, names: list[str], parts: dict[str, Any]) -> None:
+    """Refuses codes that the tokenizers cannot have made."""
+    for column, part in [("codes", "volume_tokenizer"), *((name, "view_tokenizer") for name in names)]:
+        size, highest = parts[part].config.quantizer["codebook_size"], int(codes[:][column].max())
+        if highest >= size:
+            raise ValueError(
+                f"--data: column {column!r} holds the code {highest}, but --{part} has {size} codes; encode the "
+                "data with this "
+                "tokenizer"
+            )
+
+
 def context_of(batch: dict[str, Any], names: list[str], view_tokenizer: VQTokenizer) -> torch.Tensor:
     """`(B, V, context_tokens, context_dim)` embeddings of the views' codes through the effective codebook."""
     codes = torch.stack([batch[name] for name in names], dim=1)
     with torch.no_grad():
-        vectors = view_tokenizer.quantizer.decode(codes.flatten(0, 1))
-    return vectors.flatten(2).transpose(1, 2).unflatten(0, codes.shape[:2])
+        return view_tokenizer.embed_codes(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
 
 
 @torch.no_grad()
 def validation_bits(
-    model: nn.Module, codes: Dataset, parts: dict[str, Any], device: torch.device, seed: int
+    model: CodeTransformer, codes: Dataset, parts: dict[str, Any], device: torch.device, seed: int
 ) -> dict[str, float]:
     """Bits per masked code on the validation split, with the right views and with the next subject's."""
-    names, bits = view_names(codes), {"right": 0.0, "shuffled": 0.0}
     generator = torch.Generator().manual_seed(seed)
-    for batch in DataLoader(codes, batch_size=8):
-        batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-        context, true = context_of(batch, names, parts["view_tokenizer"]), batch["codes"].flatten(1)
+    whole = {name: column.to(device) for name, column in codes[:].items() if isinstance(column, torch.Tensor)}
+    contexts = context_of(whole, model.view_names, parts["view_tokenizer"])
+    bits = {"validation_bits": 0.0, "validation_bits_shuffled": 0.0}
+    for rows in torch.arange(len(codes)).split(8):
+        true = whole["codes"][rows].flatten(1)
         for rate in VALIDATION_RATES:
             rates = torch.full((len(true),), rate)
             noisy = parts["scheduler"].add_noise(true, rates, generator)
-            for label, views in (("right", context), ("shuffled", context.roll(1, dims=0))):
-                loss = masked_code_loss(model(noisy, views).sample, true, noisy == model.mask_token_id, rates, "mlm")
+            for label, shift in (("validation_bits", 0), ("validation_bits_shuffled", 1)):
+                logits = model(noisy, contexts[(rows + shift) % len(codes)]).sample
+                loss = masked_code_loss(logits, true, noisy == model.mask_token_id, rates, "mlm")
                 bits[label] += float(loss) * len(true) / (len(codes) * len(VALIDATION_RATES) * math.log(2))
-    return {"validation_bits": bits["right"], "validation_bits_shuffled": bits["shuffled"]}
+    return bits
 
 
 @torch.no_grad()
@@ -148,6 +164,31 @@ def validation_psnr(
     return figures
 
 
+def build_pipeline(args: CodeTransformerArguments, codes: DatasetDict, device: torch.device) -> ViewsToVolumePipeline:
+    """The pipeline around a new transformer, its tokenizers and processors loaded."""
+    for flag in ("volume_tokenizer", "view_tokenizer"):
+        if not getattr(args, flag):
+            raise ValueError(f"--{flag} is missing; name the folder or Hub id of the tokenizer that made the codes")
+    parts: dict[str, Any] = {
+        "volume_tokenizer": load_tokenizer(args.volume_tokenizer, 3, device),
+        "view_tokenizer": load_tokenizer(args.view_tokenizer, 2, device),
+        "volume_processor": CTVolumeProcessor.from_pretrained(args.volume_tokenizer),
+        "view_processor": XrayImageProcessor.from_pretrained(args.view_tokenizer),
+    }
+    check_fields(args.model, CodeTransformer, "--model")
+    check_fields(args.scheduler, AbsorbingScheduler, "--scheduler")
+    transformer = CodeTransformer(**transformer_fields(args, codes["train"], parts))
+    check_codes(codes["train"], transformer.view_names, parts)
+    with torch.no_grad():
+        tokenizers = (parts["volume_tokenizer"], parts["view_tokenizer"])
+        codebooks = (tokenizer.quantizer.effective_codebook.cpu() for tokenizer in tokenizers)
+        transformer.initialize_from_codebooks(*codebooks)
+    scheduler = AbsorbingScheduler(**{"mask_token_id": transformer.mask_token_id, **args.scheduler})
+    pipeline = ViewsToVolumePipeline(transformer=transformer, scheduler=scheduler, **parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def main() -> None:
     """Parse, build, loop, save."""
     args = parse_arguments(CodeTransformerArguments, __doc__)
@@ -155,36 +196,27 @@ def main() -> None:
         raise ValueError(f"--loss_type {args.loss_type} is unknown; choose one of {CODE_LOSSES}")
     accelerator = make_accelerator(args)
     codes = load_codes(args.data)
-    parts: dict[str, Any] = {
-        "volume_tokenizer": VQTokenizer.from_pretrained(args.volume_tokenizer).to(accelerator.device).eval(),
-        "view_tokenizer": VQTokenizer.from_pretrained(args.view_tokenizer).to(accelerator.device).eval(),
-        "volume_processor": CTVolumeProcessor.from_pretrained(args.volume_tokenizer),
-        "view_processor": XrayImageProcessor.from_pretrained(args.view_tokenizer),
-    }
-    transformer = CodeTransformer(**transformer_fields(args, codes["train"], parts))
-    with torch.no_grad():
-        tokenizers = (parts["volume_tokenizer"], parts["view_tokenizer"])
-        transformer.initialize_from_codebooks(
-            *(tokenizer.quantizer.effective_codebook.cpu() for tokenizer in tokenizers)
-        )
-    parts["scheduler"] = AbsorbingScheduler(mask_token_id=transformer.mask_token_id, **args.scheduler)
-    pipeline = ViewsToVolumePipeline(transformer=transformer, **parts)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = build_pipeline(args, codes, accelerator.device)
+    transformer, scheduler = pipeline.transformer, pipeline.scheduler
+    names, parts = transformer.view_names, pipeline.components
     validation_data = None
     if args.validation_data:
-        validation_data = PairedDataset(args.validation_data, "validation", volume_processor=parts["volume_processor"])
+        processor = pipeline.volume_processor
+        validation_data = PairedDataset(args.validation_data, "validation", volume_processor=processor, views=names)
 
     training = TrainingRun(accelerator, transformer, args)
-    names = view_names(codes["train"])
     training.model.train()
     for index, batch in enumerate(training.dataloader(codes["train"])):
         generator = training.generator(index % args.gradient_accumulation_steps)
         true = batch["codes"].flatten(1)
         rates = 1 - torch.rand(len(true), generator=generator, dtype=torch.float64)
-        noisy = parts["scheduler"].add_noise(true, rates.to(true.device), generator)
+        noisy = scheduler.add_noise(true, rates.to(true.device), generator)
+        masked = noisy == transformer.mask_token_id
+        if scheduler.config.sampling == "exact_count":
+            rates = masked.double().mean(dim=1)
         with accelerator.accumulate(training.model):
             logits = training.model(noisy, context_of(batch, names, parts["view_tokenizer"])).sample
-            loss = masked_code_loss(logits, true, noisy == transformer.mask_token_id, rates, args.loss_type)
+            loss = masked_code_loss(logits, true, masked, rates, args.loss_type)
             stepped = training.optimize(loss, {})
         if stepped and training.validation_due:
             with training.averaged_weights() as model:

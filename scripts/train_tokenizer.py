@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 
 from hf_vq import CodebookUsage, CTVolumeProcessor, VQTokenizer, VQTokenizerConfig, XrayImageProcessor
 from hf_vq.data import PairedDataset
+from hf_vq.evaluation.optional import import_extra
 from hf_vq.evaluation.sheets import save_reconstruction_sheet
 from hf_vq.files import move_files_into
-from hf_vq.training.arguments import TrainingArguments, parse_arguments, run
+from hf_vq.training.arguments import TrainingArguments, check_fields, parse_arguments, run
 from hf_vq.training.run import TrainingRun, make_accelerator
 
 
@@ -27,6 +28,7 @@ from hf_vq.training.run import TrainingRun, make_accelerator
 class TokenizerArguments(TrainingArguments):
     """Flags of this script."""
 
+    cache_data: bool = field(default=False, metadata={"help": "Keep all processed samples in memory."})
     num_sheet_samples: int = field(default=4, metadata={"help": "Samples on a validation sheet."})
     processor: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of the processor's config."})
 
@@ -37,8 +39,9 @@ def images_of(batch: dict[str, Any], spatial_dims: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def validate(training: TrainingRun, dataset: PairedDataset, args: TokenizerArguments) -> None:
+def validate(training: TrainingRun, dataset: PairedDataset, args: TokenizerArguments, value_range: list[float]) -> None:
     """Reconstruction PSNR and codebook usage of the averaged weights on the validation split, and a sheet."""
+    low, high = value_range
     device = training.accelerator.device
     with training.averaged_weights() as model:
         usage, errors, first = CodebookUsage(model.config.quantizer["codebook_size"]), [], None
@@ -46,27 +49,28 @@ def validate(training: TrainingRun, dataset: PairedDataset, args: TokenizerArgum
             images = images_of(batch, model.config.spatial_dims).to(device)
             output = model(images)
             usage.update(output.codes)
-            errors.append((output.sample.clamp(-1, 1) - images).square().flatten(1).mean(dim=1))
+            errors.append((output.sample.clamp(low, high) - images).square().flatten(1).mean(dim=1))
             first = first or (images, output.sample)
-        psnr = (10 * torch.log10(4 / torch.cat(errors))).mean()
+        psnr = (10 * torch.log10((high - low) ** 2 / torch.cat(errors))).mean()
         training.log({"validation_psnr": psnr, **{f"validation_{k}": v for k, v in usage.compute(device).items()}})
         if training.accelerator.is_main_process:
             path = training.output_dir / "validation" / f"step-{training.step:07d}.png"
-            save_reconstruction_sheet(*(tensor[: args.num_sheet_samples].cpu() for tensor in first), path)
+            shown = (tensor[: args.num_sheet_samples].cpu() for tensor in first)
+            save_reconstruction_sheet(*shown, path, value_range=(low, high))
 
 
 def main() -> None:
     """Parse, build, loop, save."""
     args = parse_arguments(TokenizerArguments, __doc__)
     accelerator = make_accelerator(args)
+    check_fields(args.model, VQTokenizerConfig, "--model")
     config = VQTokenizerConfig(**args.model)
-    if config.spatial_dims == 3:
-        processor = CTVolumeProcessor(**args.processor)
-        loaded = {"volume_processor": processor}
-    else:
-        processor = XrayImageProcessor(**args.processor)
-        loaded = {"view_processor": processor}
-    train_set, validation_set = (PairedDataset(args.data, split, **loaded) for split in ("train", "validation"))
+    processor_class = CTVolumeProcessor if config.spatial_dims == 3 else XrayImageProcessor
+    check_fields(args.processor, processor_class, "--processor")
+    processor = processor_class(**args.processor)
+    import_extra("matplotlib")  # the first validation draws a sheet: better to stop now than then
+    loads = {"volume_processor" if config.spatial_dims == 3 else "view_processor": processor, "cache": args.cache_data}
+    train_set, validation_set = (PairedDataset(args.data, split, **loads) for split in ("train", "validation"))
 
     training = TrainingRun(accelerator, VQTokenizer(config), args)
     training.model.train()
@@ -79,7 +83,7 @@ def main() -> None:
             }
             stepped = training.optimize(output.loss, figures)
         if stepped and training.validation_due:
-            validate(training, validation_set, args)
+            validate(training, validation_set, args, processor.output_range)
 
     if accelerator.is_main_process:
         with training.averaged_weights() as model, tempfile.TemporaryDirectory(dir=args.output_dir) as temporary:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from hf_vq import CodeTransformer
+from hf_vq.models.modeling_code_transformer import OPPOSITE_DIRECTIONS
+from hf_vq.processors import geometry
 
 FIELDS = {
     "num_codes": 11,
@@ -51,6 +53,26 @@ def test_save_and_load(position_embedding, context_attention, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = CodeTransformer.from_pretrained(tmp_path)
     assert torch.equal(loaded(codes, context).sample, model(codes, context).sample)
+
+
+@pytest.mark.parametrize("position_embedding", ["axial", "learned"])
+def test_view_ids_survive_saving_whatever_the_order_of_the_names(position_embedding, tmp_path):
+    codes, context = inputs()
+    axes = {"lateral": ("inferior", "posterior"), "frontal": ("inferior", "left")}
+    model = make(position_embedding, view_axes=axes)
+    assert model.view_names == ["frontal", "lateral"]
+    model.save_pretrained(tmp_path)
+    loaded = CodeTransformer.from_pretrained(tmp_path)
+    assert loaded.view_names == model.view_names
+    assert torch.equal(loaded(codes, context).sample, model(codes, context).sample)
+
+
+def test_default_axes_are_those_of_the_geometry():
+    model = CodeTransformer()
+    assert dict(model.config.view_axes) == geometry.VIEW_AXES
+    assert tuple(model.config.volume_axes) == geometry.VOLUME_AXES
+    for direction, opposite in OPPOSITE_DIRECTIONS.items():
+        assert geometry.OPPOSITES[direction] == opposite
 
 
 @pytest.mark.parametrize("position_embedding", ["axial", "learned"])
@@ -162,6 +184,7 @@ def test_it_learns_to_read_a_view():
     ("fields", "words"),
     [
         ({"num_heads": 3}, "num_heads=3"),
+        ({"num_heads": 0}, "num_heads=0"),
         ({"position_embedding": "rope"}, "position_embedding='rope'"),
         ({"context_attention": "cross"}, "context_attention='cross'"),
         ({"volume_axes": ("superior", "inferior", "right")}, "volume_axes"),

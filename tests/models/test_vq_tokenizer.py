@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, BertConfig
 
 from hf_vq import VQTokenizer, VQTokenizerConfig
+from hf_vq.models import load_tokenizer
 from hf_vq.models.modeling_vq_tokenizer import depth_to_space
 
 QUANTIZER = {"codebook_size": 16, "codebook_dim": 4}
@@ -114,7 +115,7 @@ def test_gradient_checkpointing_changes_nothing():
         torch.manual_seed(0)
         model = VQTokenizer(VQTokenizerConfig(**CASES["2d, attention"][0])).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         model(torch.ones(CASES["2d, attention"][1])).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, value in gradients[0].items():
@@ -169,11 +170,26 @@ def test_config_is_json_and_round_trips(tmp_path):
         ({"attention_levels": [2]}, r"attention_levels \[2\]"),
         ({"quantizer": {"codebook_sise": 4}}, "codebook_sise"),
         ({"quantizer": {"codebook_size": 1}}, "codebook_size=1"),
+        ({"quantizer": {"channel_last": True}}, "channel_last"),
     ],
 )
 def test_bad_fields_are_named(fields, words):
     with pytest.raises((ValueError, StrictDataclassError), match=words):
         VQTokenizerConfig(**{**SMALL, **fields})
+
+
+def test_only_a_whole_tokenizer_of_the_wanted_dimension_is_loaded(tmp_path):
+    model = VQTokenizer(VQTokenizerConfig(**CASES["2d"][0]))
+    model.save_pretrained(tmp_path / "whole")
+    assert not load_tokenizer(tmp_path / "whole", 2).training
+    with pytest.raises(ValueError, match="2D tokenizer; expected a 3D one"):
+        load_tokenizer(tmp_path / "whole", 3)
+    model.save_pretrained(tmp_path / "part", state_dict={"encoder.conv_out.bias": model.encoder.conv_out.bias})
+    with pytest.raises(ValueError, match="lacks weights"):
+        load_tokenizer(tmp_path / "part", 2)
+    BertConfig(num_hidden_layers=1).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="type 'bert'"):
+        load_tokenizer(tmp_path / "other", 2)
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,11 @@ def make(context_attention="full", **transformer):
         volume_processor=CTVolumeProcessor(size=[8, 12, 16], spacing=[4.0, 3.0, 2.0]),
         view_processor=XrayImageProcessor(size={"height": 16, "width": 16}),
     )
-    for tensor in (  # far enough from their small initial values that other inputs give other codes
-        pipeline.view_tokenizer.quantizer.codebook.weight,
-        pipeline.transformer.head.weight,
-    ):
-        tensor.data.normal_()
+    # far enough from their small initial values that other inputs give other codes
+    pipeline.view_tokenizer.quantizer.codebook.weight.data.normal_()
+    codebooks = (part.quantizer.effective_codebook.detach() for part in (volume_tokenizer, view_tokenizer))
+    pipeline.transformer.initialize_from_codebooks(*codebooks)
+    pipeline.transformer.head.weight.data.normal_()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -184,8 +184,9 @@ from diffusers import DiffusionPipeline
 for cls in (hf_vq.ViewsToVolumePipeline, DiffusionPipeline):
     pipe = cls.from_pretrained({str(tmp_path / "pipe")!r})
     assert type(pipe) is hf_vq.ViewsToVolumePipeline
-    volumes = pipe({paths!r}, num_inference_steps=4, generator=torch.Generator().manual_seed(5),
-    output_type="pt").volumes assert torch.equal(volumes, torch.load({str(tmp_path / "here.pt")!r}))
+    source = torch.Generator().manual_seed(5)
+    volumes = pipe({paths!r}, num_inference_steps=4, generator=source, output_type="pt").volumes
+    assert torch.equal(volumes, torch.load({str(tmp_path / "here.pt")!r}))
 print("same to the bit")
 """
     # one thread as in this process: the order of a parallel sum may change its last bit
@@ -228,8 +229,19 @@ def test_bad_arguments_are_named(arguments, words):
         make()(**{"views": views(), "num_inference_steps": 2, **arguments})
 
 
+def test_nifti_without_a_voxel_size_is_refused_before_any_work():
+    pipe = make()
+    pipe.volume_processor.spacing = None
+    with pytest.raises(ValueError, match="spacing"):
+        pipe(views(), callback_on_step_end=lambda *_: pytest.fail("a step was made"))
+
+
 def test_components_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="num_codes"):
-        make(num_codes=12)
-    with pytest.raises(ValueError, match="context_dim"):
-        make(context_dim=4)
+    pipe = make()
+    with pytest.raises(ValueError, match="mask_token_id"):
+        ViewsToVolumePipeline(**{**pipe.components, "scheduler": AbsorbingScheduler(99)})
+    for name, fields in (("num_codes", {"num_codes": 12}), ("context_dim", {"context_dim": 4})):
+        transformer = CodeTransformer(**{**dict(pipe.transformer.config), **fields})
+        scheduler = AbsorbingScheduler(transformer.mask_token_id)
+        with pytest.raises(ValueError, match=name):
+            ViewsToVolumePipeline(**{**pipe.components, "transformer": transformer, "scheduler": scheduler})

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from hf_vq.training.arguments import TrainingArguments, parse_arguments, run
+from hf_vq import CTVolumeProcessor, VQTokenizerConfig
+from hf_vq.training.arguments import TrainingArguments, check_fields, parse_arguments, run
 
 
 @dataclass
@@ -56,6 +57,7 @@ def test_dotted_overrides_merge_into_the_yaml_tree(config):
         "quantizer": {"codebook_size": 16, "codebook_dim": 2},
         "channel_multipliers": [1, 2],
     }
+    assert parse(*REQUIRED, "--model.quantizer.sync_weight", "1e-3").model == {"quantizer": {"sync_weight": 1e-3}}
     assert args.processor == {"size": {"height": 4, "width": 5}}
 
 
@@ -65,6 +67,7 @@ def test_dotted_overrides_merge_into_the_yaml_tree(config):
         (["--output_dir", "o"], "--data"),
         ([*REQUIRED, "--learning_rte", "1"], "--learning_rte"),
         ([*REQUIRED, "--modle.base_channels", "8"], "--modle.base_channels"),
+        ([*REQUIRED, "--model.quantizer", "3", "--model.quantizer.codebook_size", "4"], "quantizer"),
         ([*REQUIRED, "--max_train_steps", "many"], "many"),
         ([*REQUIRED, "--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
@@ -86,6 +89,15 @@ def test_bad_yaml_is_named(text, words, tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse(*REQUIRED, "--config", str(path))
     assert words in capsys.readouterr().err
+
+
+def test_unknown_fields_of_a_component_are_named():
+    check_fields({"size": [1], "spacing": None}, CTVolumeProcessor, "--processor")
+    check_fields({"quantizer": {}, "base_channels": 3}, VQTokenizerConfig, "--model")
+    with pytest.raises(ValueError, match=r"--processor.hu_windw: unknown field of CTVolumeProcessor.*hu_window"):
+        check_fields({"hu_windw": [0, 1]}, CTVolumeProcessor, "--processor")
+    with pytest.raises(ValueError, match=r"--model.base_chanels"):
+        check_fields({"base_chanels": 3}, VQTokenizerConfig, "--model")
 
 
 def test_run_turns_bad_input_into_one_line(capsys):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from hf_vq import AbsorbingScheduler
 from hf_vq.training.losses import masked_code_loss
 
 
@@ -45,6 +46,14 @@ def test_elbo_is_unbiased_over_the_mask_rate():
     masked = torch.rand(4000, 8) < rates[:, None]
     exact = -logits[0].log_softmax(-1)[:, 0].mean()
     assert masked_code_loss(logits, codes, masked, rates, "elbo").item() == pytest.approx(exact.item(), rel=0.08)
+
+
+def test_elbo_with_exact_counts_stays_bounded_at_tiny_rates():
+    scheduler = AbsorbingScheduler(4, sampling="exact_count")
+    codes, logits = torch.randint(4, (1, 50)), torch.zeros(1, 50, 4)
+    masked = scheduler.add_noise(codes, 1e-6) == 4
+    loss = masked_code_loss(logits, codes, masked, masked.double().mean(dim=1), "elbo")
+    assert loss.item() == pytest.approx(math.log(4))
 
 
 def test_no_mask_is_no_loss():

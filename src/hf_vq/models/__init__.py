@@ -1,6 +1,7 @@
 """Models: VQ tokenizers and the transformer over their codes."""
 
 from .configuration_vq_tokenizer import VQTokenizerConfig
+from .loading import load_tokenizer
 from .modeling_code_transformer import CodeTransformer, CodeTransformerOutput
 from .modeling_vq_tokenizer import (
     VQTokenizer,
@@ -17,4 +18,5 @@ __all__ = [
     "VQTokenizerDecoderOutput",
     "VQTokenizerEncoderOutput",
     "VQTokenizerOutput",
+    "load_tokenizer",
 ]

@@ -92,6 +92,8 @@ class VQTokenizerConfig(PreTrainedConfig):
             raise ValueError(
                 f"reconstruction_loss={self.reconstruction_loss!r} is unknown; choose one of {RECONSTRUCTION_LOSSES}"
             )
+        if self.quantizer_config.channel_last:
+            raise ValueError("quantizer.channel_last=True does not fit convolutional features; leave it at False")
         self._check_levels()
 
     def _check_levels(self) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 # Each axis of space may be walked in two directions; a position is stored under the first of the pair.
@@ -123,9 +124,8 @@ def _axis(direction: str) -> str:
 class CodeTransformer(ModelMixin, ConfigMixin):
     r"""Predicts the masked codes of a volume from its settled codes and from all codes of its views.
 
-    The denoising network of absorbing discrete diffusion (Bond-Taylor et al., 2022; Corona-Figueroa et al., 2023):
-        tokens
-    are [view tokens ; code tokens], and it needs no timestep, since the number of masks tells it.
+    The denoising network of absorbing discrete diffusion (Bond-Taylor et al., 2022; Corona-Figueroa et al., 2023).
+    Its tokens are [view tokens ; code tokens], and it needs no timestep, since the number of masks tells it.
 
     Args:
         num_codes (`int`): codebook size K of the volume tokenizer; id K is the mask.
@@ -133,7 +133,8 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         context_dim (`int`): channels of the view tokenizer's codes.
         context_grid (`tuple[int, int]`): sides of a view's code grid, (rows, columns).
         view_axes (`dict[str, tuple[str, str]]`): for each view that the model knows, the directions in the patient in
-            which its rows and columns grow. View ids are positions in this dict.
+            which its rows and columns grow. View ids are positions in the sorted names: saving does not keep a dict's
+            order.
         volume_axes (`tuple[str, str, str]`): directions in which the code grid's D, H and W grow.
         hidden_size (`int`): width.
         num_layers (`int`): blocks.
@@ -206,8 +207,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         """Starts training from what the tokenizers' codebooks already know; call it once, on a new model.
 
         Codes that lie close together in the codebook get similar input vectors and similar output weights, by one
-        random projection each, and the context projection is scaled so that view content has unit variance: the size of
-            the
+        random projection each. The context projection is scaled so that view content has unit variance, the size of the
         position vectors, whatever the scale of the codebook. Without it views are learned to be read much later.
 
         Args:
@@ -238,15 +238,16 @@ class CodeTransformer(ModelMixin, ConfigMixin):
 
     @property
     def view_names(self) -> list[str]:
-        """Views that the model knows; a view's id is its place here."""
-        return list(self.config.view_axes)
+        """Views that the model knows, sorted; a view's id is its place here."""
+        return sorted(self.config.view_axes)
 
+    @apply_forward_hook
     def encode_context(self, context: torch.Tensor, view_ids: torch.Tensor | None = None) -> list[KeyValue]:
         """Keys and values of the view tokens in every block, with `context_attention="prefix"`.
 
         Args:
             context: `(B, V, context_tokens, context_dim)` embeddings of the views' codes.
-            view_ids: `(B, V)` int64; the views in their configured order by default.
+            view_ids: `(B, V)` int64; the model's views in order by default.
 
         Returns:
             For each block a pair of `(B, heads, V * context_tokens, head_dim)`.
@@ -279,7 +280,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         Args:
             sample: `(B, N)` or `(B, *code_grid)` int64 in `[0, num_codes]`; `num_codes` is the mask.
             context: `(B, V, context_tokens, context_dim)` embeddings of the views' codes.
-            view_ids: `(B, V)` int64, which view each is; the views in their configured order by default.
+            view_ids: `(B, V)` int64, which view each is; the model's views in order by default.
             context_key_values: instead of `context`, what `encode_context` returned.
             return_dict: `False` for a plain tuple.
 
@@ -345,7 +346,8 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         """`(views, context_tokens, hidden)`."""
         if self.config.position_embedding == "learned":
             return self.position_table[: -self._num_code_tokens].unflatten(0, (len(self.view_names), -1))
-        grids = [self.positions(axes, self.config.context_grid) for axes in self.config.view_axes.values()]
+        axes = [self.config.view_axes[name] for name in self.view_names]
+        grids = [self.positions(directions, self.config.context_grid) for directions in axes]
         return torch.stack(grids) + self.view_embedding.weight[:, None]
 
     def _drop(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -373,8 +375,8 @@ def _check_config(
     hidden_size: int,
     num_heads: int,
 ) -> None:
-    if hidden_size % num_heads:
-        raise ValueError(f"num_heads={num_heads} must divide hidden_size={hidden_size}")
+    if num_heads < 1 or hidden_size % num_heads:
+        raise ValueError(f"num_heads={num_heads} must be at least 1 and divide hidden_size={hidden_size}")
     if len(code_grid) != len(volume_axes) or len(set(map(_axis, volume_axes))) != len(volume_axes):
         raise ValueError(
             f"volume_axes must name one axis of its own for each side of code_grid={tuple(code_grid)}; got "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -262,6 +263,7 @@ class VQTokenizer(PreTrainedModel):
             )
         self.code_grid(pixel_values.shape[2:])
 
+    @apply_forward_hook
     def encode(
         self, pixel_values: torch.Tensor, return_dict: bool | None = None
     ) -> VQTokenizerEncoderOutput | tuple[torch.Tensor, torch.Tensor]:
@@ -282,6 +284,16 @@ class VQTokenizer(PreTrainedModel):
         output = VQTokenizerEncoderOutput(codes=self.quantizer.encode(latents), latents=latents)
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
+    @apply_forward_hook
+    def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """Vectors of codes through the effective codebook, as a sequence: `(B, *grid)` -> `(B, tokens, codebook_dim)`.
+
+        Raises:
+            ValueError: if a code is out of range.
+        """
+        return self.quantizer.decode(codes).flatten(2).transpose(1, 2)
+
+    @apply_forward_hook
     def decode(
         self, codes: torch.Tensor, return_dict: bool | None = None
     ) -> VQTokenizerDecoderOutput | tuple[torch.Tensor]:

@@ -45,7 +45,7 @@ class ViewsToVolumePipeline(DiffusionPipeline):
         view_processor: XrayImageProcessor,
     ) -> None:
         super().__init__()
-        _check_fit(volume_tokenizer, view_tokenizer, transformer)
+        _check_fit(volume_tokenizer, view_tokenizer, transformer, scheduler)
         self.register_modules(
             volume_tokenizer=volume_tokenizer,
             view_tokenizer=view_tokenizer,
@@ -103,14 +103,7 @@ class ViewsToVolumePipeline(DiffusionPipeline):
         context = self.encode_views(views).repeat_interleave(num_volumes_per_prompt, dim=0)
         codes = self.prepare_latents(len(context), latents)
         context_arguments = self._context_arguments(context)
-        step_arguments: dict[str, Any] = {"generator": generator}
-        if isinstance(self.scheduler, AmusedScheduler):
-            if isinstance(generator, list):
-                raise ValueError(
-                    "AmusedScheduler draws for the whole batch at once: give one generator instead of a list"
-                )
-        else:
-            step_arguments.update(temperature=temperature, top_p=top_p)
+        step_arguments = self._step_arguments(generator, temperature, top_p)
 
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         self._num_timesteps = len(self.scheduler.timesteps)
@@ -140,8 +133,7 @@ class ViewsToVolumePipeline(DiffusionPipeline):
         for name in self.transformer.view_names:
             pixel_values = self.view_processor(_as_list(views[name]), return_tensors="pt")["pixel_values"]
             pixel_values = pixel_values.to(self._execution_device, self.view_tokenizer.dtype)
-            vectors = self.view_tokenizer.quantizer.decode(self.view_tokenizer.encode(pixel_values).codes)
-            contexts.append(vectors.flatten(2).transpose(1, 2))
+            contexts.append(self.view_tokenizer.embed_codes(self.view_tokenizer.encode(pixel_values).codes))
         return torch.stack(contexts, dim=1).to(self.transformer.dtype)
 
     def prepare_latents(self, batch_size: int, latents: torch.Tensor | None = None) -> torch.Tensor:
@@ -178,11 +170,24 @@ class ViewsToVolumePipeline(DiffusionPipeline):
             return {"context_key_values": self.transformer.encode_context(context)}
         return {"context": context}
 
+    def _step_arguments(self, generator: Any, temperature: float, top_p: float) -> dict[str, Any]:
+        if not isinstance(self.scheduler, AmusedScheduler):
+            return {"generator": generator, "temperature": temperature, "top_p": top_p}
+        if isinstance(generator, list):
+            raise ValueError("AmusedScheduler draws for the whole batch at once: give one generator instead of a list")
+        return {"generator": generator}
+
     def _check_arguments(
         self, views: Mapping[str, Any], num_volumes_per_prompt: int, output_type: str, callback_inputs: list[str] | None
     ) -> None:
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r} is unknown; choose one of {OUTPUT_TYPES}")
+        if output_type == "nifti" and self.volume_processor.spacing is None:
+            raise ValueError(
+                "output_type='nifti' needs the voxel size, and volume_processor.spacing is None; set it to mm along "
+                "D, H, W or "
+                "choose another output_type"
+            )
         if num_volumes_per_prompt < 1:
             raise ValueError(f"num_volumes_per_prompt must be at least 1; got {num_volumes_per_prompt}")
         unknown = sorted(set(callback_inputs or ()) - set(self._callback_tensor_inputs))
@@ -206,8 +211,17 @@ def _check_views(views: Mapping[str, Any], expected: list[str]) -> None:
         raise ValueError(f"every view needs the same number of images, one per subject and at least one; got {counts}")
 
 
-def _check_fit(volume_tokenizer: VQTokenizer, view_tokenizer: VQTokenizer, transformer: CodeTransformer) -> None:
+def _check_fit(
+    volume_tokenizer: VQTokenizer,
+    view_tokenizer: VQTokenizer,
+    transformer: CodeTransformer,
+    scheduler: AbsorbingScheduler,
+) -> None:
     pairs = {
+        "scheduler.mask_token_id and transformer.mask_token_id": (
+            scheduler.config.mask_token_id,
+            transformer.mask_token_id,
+        ),
         "transformer.num_codes and volume_tokenizer's codebook_size": (
             transformer.config.num_codes,
             volume_tokenizer.config.quantizer["codebook_size"],

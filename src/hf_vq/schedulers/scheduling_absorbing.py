@@ -82,8 +82,8 @@ class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
             generator: source of randomness, one or a list of one per sample.
 
         Returns:
-            The codes with each replaced by `mask_token_id` with probability t: independently with
-                `sampling="ancestral"`,
+            The codes with each replaced by `mask_token_id` with probability t: with `sampling="ancestral"`
+                independently,
             otherwise exactly `round(t * N)` of them, and at least one unless t is 0.
 
         Raises:

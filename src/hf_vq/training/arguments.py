@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ def parse_arguments(
     values, problem = _read_config(argv, set(fields))
     if problem:
         parser.error(problem)
-    trees = {name: values.pop(name, None) or {} for name in nested}
+    trees = {name: _with_numbers(values.pop(name, None) or {}) for name in nested}
     _apply_defaults(parser, values)
     known, rest = parser.parse_known_args(argv)
     try:
@@ -83,6 +84,20 @@ def parse_arguments(
         parser.error(str(error))
     options = {name: value for name, value in vars(known).items() if name != "config"}
     return arguments_class(**options, **trees)
+
+
+def check_fields(values: dict[str, Any], target: Callable[..., Any], flag: str) -> None:
+    """Refuses keys that `target`, a config or component class, takes no notice of.
+
+    Raises:
+        ValueError: naming the keys and the fields there are.
+    """
+    known = [name for name, kind in inspect.signature(target).parameters.items() if kind.kind is not kind.VAR_KEYWORD]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{flag}.{unknown[0]}: unknown field of {getattr(target, '__name__', target)}; the fields are {known}"
+        )
 
 
 def run(main: Callable[[], None]) -> None:
@@ -131,6 +146,18 @@ def _apply_defaults(parser: argparse.ArgumentParser, values: dict[str, Any]) -> 
         )
 
 
+def _with_numbers(value: Any) -> Any:
+    """YAML 1.1 reads `1e-3` as text; here it is a number, at any depth."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _apply_dotted(trees: dict[str, dict[str, Any]], rest: list[str]) -> None:
     pairs = [piece for item in rest for piece in (item.split("=", 1) if item.startswith("--") else [item])]
     if len(pairs) % 2:
@@ -145,4 +172,6 @@ def _apply_dotted(trees: dict[str, dict[str, Any]], rest: list[str]) -> None:
         tree = trees[parents[0]]
         for parent in parents[1:]:
             tree = tree.setdefault(parent, {})
-        tree[leaf] = yaml.safe_load(text)
+            if not isinstance(tree, dict):
+                raise ValueError(f"{flag}: {parent!r} is {tree!r}, not a mapping; give either it or its fields")
+        tree[leaf] = _with_numbers(yaml.safe_load(text))

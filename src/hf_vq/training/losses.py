@@ -25,7 +25,8 @@ def masked_code_loss(
         logits: `(B, N, K)`.
         codes: `(B, N)` int64 true codes.
         masked: `(B, N)` bool, positions that count.
-        timesteps: `(B,)` mask rates t in (0, 1].
+        timesteps: `(B,)` mask rates t in (0, 1]. Where an exact number of positions was masked, the rate is that number
+            over N: the rate that was asked for may round to fewer positions than are masked, and 1/t would explode.
         loss_type: one of `CODE_LOSSES`.
 
     Returns:

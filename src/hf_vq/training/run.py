@@ -21,6 +21,10 @@ from .sampler import ResumableSampler
 
 CHECKPOINT_PREFIX = "checkpoint-"
 CHECKPOINT_INFO = "checkpoint.json"
+AT_LEAST_ONE = (
+    *("max_train_steps", "train_batch_size", "gradient_accumulation_steps"),
+    *("logging_steps", "validation_steps", "checkpoints_total_limit"),
+)
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
@@ -35,11 +39,9 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             f"--output_dir {args.output_dir} is not empty; choose another one, or pass --overwrite or "
             "--resume_from_checkpoint latest"
         )
-    if min(args.max_train_steps, args.train_batch_size, args.gradient_accumulation_steps) < 1:
-        raise ValueError(
-            "max_train_steps, train_batch_size and gradient_accumulation_steps must be at least 1; got "
-            f"{args.max_train_steps}, {args.train_batch_size}, {args.gradient_accumulation_steps}"
-        )
+    for name in AT_LEAST_ONE:
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}")
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -67,9 +69,8 @@ class TrainingRun:
                 shutil.rmtree(self.output_dir)
             self.output_dir.mkdir(parents=True, exist_ok=True)
         accelerator.wait_for_everyone()
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        betas = (args.adam_beta1, args.adam_beta2)
-        optimizer = torch.optim.AdamW(trainable, lr=args.learning_rate, betas=betas, weight_decay=args.weight_decay)
+        groups = parameter_groups(model, args.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
         self.lr_scheduler = get_scheduler(
             args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
         )
@@ -164,7 +165,7 @@ class TrainingRun:
         """Appends scalars, averaged over processes, to `logs.jsonl`, to the tracker and to the progress bar."""
         device = self.accelerator.device
         values = {
-            k: self.accelerator.reduce(torch.as_tensor(v, dtype=torch.float64, device=device).detach(), "mean")
+            k: self.accelerator.reduce(torch.as_tensor(v, dtype=torch.float32, device=device).detach(), "mean")
             for k, v in figures.items()
         }
         plain = {key: float(value) for key, value in values.items()}
@@ -229,7 +230,22 @@ class TrainingRun:
                 f"{path} was made with other values of {changed}; resume with the config it was started with"
             )
         self.accelerator.load_state(str(path))
+        self.ema.to(self.accelerator.device)  # custom states are loaded onto the CPU
         self.step = info["step"]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: decay pulls the weights of linear and convolutional layers towards zero only.
+
+    Codebooks, embeddings, positions, norms and biases stand still unless a gradient moves them.
+    """
+    layers = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, layers)}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if id(p) in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if id(p) not in decayed], "weight_decay": 0.0},
+    ]
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:

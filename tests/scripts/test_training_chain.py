@@ -1,0 +1,290 @@
+"""Every script of the chain from a paired folder to scored volumes, on a tiny cohort, and its one-line errors."""
+
+import csv
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from datasets import load_from_disk
+from PIL import Image
+from safetensors.torch import load_file
+
+from hf_vq import ViewsToVolumePipeline, VQTokenizer
+from hf_vq.data import render_views
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SIDE, SPACING, COUNTS = 16, 22.0, {"train": 6, "validation": 3, "test": 3}
+SHORT = ["--max_train_steps", "6", "--logging_steps", "2", "--validation_steps", "3", "--checkpointing_steps", "3"]
+MODEL = [
+    *("--model.base_channels", "8", "--model.num_norm_groups", "4", "--model.stem_stride", "4"),
+    *(
+        "--model.channel_multipliers",
+        "[1]",
+        "--model.quantizer.codebook_size",
+        "16",
+        "--model.quantizer.codebook_dim",
+        "4",
+    ),
+]
+VOLUME = [
+    *MODEL,
+    "--processor.size",
+    f"[{SIDE}, {SIDE}, {SIDE}]",
+    "--processor.spacing",
+    f"[{SPACING}, {SPACING}, {SPACING}]",
+]
+VIEW = [*MODEL, "--model.spatial_dims", "2", "--processor.size", "{height: 16, width: 16}"]
+TRANSFORMER = ["--model.hidden_size", "16", "--model.num_layers", "2", "--model.num_heads", "2"]
+
+
+def call(script, *flags):
+    """Runs a script in this process, as the command line would."""
+    argv, sys.argv = sys.argv, [str(SCRIPTS / script), *map(str, flags)]
+    try:
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    finally:
+        sys.argv = argv
+
+
+def fails(capsys, script, *flags):
+    """The one line that a script ends with; asserts exit status 2 and that there is no stack trace."""
+    with pytest.raises(SystemExit) as exit_info:
+        call(script, *flags)
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error.strip().splitlines()[-1]
+
+
+def write_cohort(root):
+    rng = np.random.default_rng(0)
+    for split, count in COUNTS.items():
+        (root / split).mkdir(parents=True)
+        rows = []
+        for number in range(count):
+            name = f"{split}_{number}"
+            hu = np.full((SIDE,) * 3, -1000, np.int16)
+            low = rng.integers(1, 6, 3)
+            hu[low[0] : low[0] + 9, low[1] : low[1] + 9, low[2] : low[2] + 9] = rng.integers(-200, 300)
+            affine = np.diag([SPACING] * 3 + [1])
+            nib.Nifti1Image(hu.transpose(2, 1, 0), affine).to_filename(root / split / f"{name}.nii.gz")
+            views = render_views(torch.from_numpy(hu)[None, None].float(), [SPACING] * 3)[0, :, 0].numpy()
+            row = {"file_name": f"{name}.nii.gz", "subject": name}
+            for view, image in zip(("frontal", "lateral"), views, strict=True):
+                row[view] = f"{name}_{view}.png"
+                Image.fromarray((image * 255).astype(np.uint8)).save(root / split / row[view])
+            rows.append(row)
+        with (root / split / "metadata.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return root
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """The outputs of the whole chain, run once."""
+    root = tmp_path_factory.mktemp("chain")
+    data = ["--data", write_cohort(root / "cohort")]
+    call("train_tokenizer.py", *data, "--output_dir", root / "volume", *SHORT, *VOLUME)
+    call("train_tokenizer.py", *data, "--output_dir", root / "view", *SHORT, *VIEW)
+    tokenizers = ["--volume_tokenizer", root / "volume", "--view_tokenizer", root / "view"]
+    call("encode_codes.py", *data, *tokenizers, "--output_dir", root / "codes", "--batch_size", 4)
+    call(
+        *("train_code_transformer.py", "--data", root / "codes", *tokenizers, "--validation_data", root / "cohort"),
+        *("--output_dir", root / "pipeline", "--num_inference_steps", 2, *SHORT, *TRANSFORMER),
+    )
+    generate = ["--pipeline", root / "pipeline", *data, "--num_inference_steps", 2]
+    call("generate.py", *generate, "--num_volumes_per_prompt", 2, "--output_dir", root / "generated")
+    call("generate.py", *generate, "--shuffle_views", "--output_dir", root / "shuffled")
+    call(
+        *("evaluate.py", *data, "--generated", root / "generated", "--shuffled", root / "shuffled"),
+        *("--pipeline", root / "pipeline", "--output_dir", root / "evaluation", "--num_sheet_subjects", 2),
+        *("--nearest_k", 2),
+    )
+    return root
+
+
+def test_tokenizers_are_saved_for_use(chain):
+    for name in ("volume", "view"):
+        assert VQTokenizer.from_pretrained(chain / name).config.quantizer["codebook_size"] == 16
+        assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= {
+            p.name for p in (chain / name).iterdir()
+        }
+        logs = [json.loads(line) for line in (chain / name / "logs.jsonl").read_text().splitlines()]
+        assert {"loss", "perplexity", "validation_psnr", "validation_active_fraction"} <= set().union(*logs)
+        assert len(list((chain / name / "validation").glob("*.png"))) == 2
+
+
+def test_codes_are_those_of_the_tokenizer(chain):
+    codes = load_from_disk(chain / "codes").with_format("torch")
+    assert {split: len(codes[split]) for split in codes} == COUNTS
+    row = codes["test"][1]
+    assert row["subject"] == "test_1"
+    pipeline = ViewsToVolumePipeline.from_pretrained(chain / "pipeline")
+    pixels = pipeline.volume_processor(str(chain / "cohort" / "test" / "test_1.nii.gz"))["pixel_values"]
+    assert torch.equal(pipeline.volume_tokenizer.encode(pixels).codes[0], row["codes"])
+    image = pipeline.view_processor(str(chain / "cohort" / "test" / "test_1_lateral.png"))["pixel_values"]
+    assert torch.equal(pipeline.view_tokenizer.encode(image).codes[0], row["lateral"])
+
+
+def test_validation_compares_right_and_shuffled_views(chain):
+    logs = [json.loads(line) for line in (chain / "pipeline" / "logs.jsonl").read_text().splitlines()]
+    expected = {"validation_bits", "validation_bits_shuffled", "validation_psnr", "validation_psnr_shuffled"}
+    assert expected <= set().union(*logs)
+
+
+def test_averaged_weights_are_the_ones_saved(chain):
+    pipeline = ViewsToVolumePipeline.from_pretrained(chain / "pipeline")
+    for folder, name, model in (
+        ("volume", "model.safetensors", pipeline.volume_tokenizer),
+        ("pipeline", "transformer/diffusion_pytorch_model.safetensors", pipeline.transformer),
+    ):
+        saved = load_file(chain / folder / name)
+        raw = load_file(chain / folder / "checkpoint-0000006" / "model.safetensors")
+        states = (
+            torch.load(path, weights_only=True) for path in (chain / folder / "checkpoint-0000006").glob("custom_*.pkl")
+        )
+        averaged = next(state["shadow_params"] for state in states if "shadow_params" in state)
+        parameters = [saved[name] for name, _ in model.named_parameters()]
+        assert all(torch.equal(one, two) for one, two in zip(parameters, averaged, strict=True))
+        assert any(not torch.equal(saved[key], raw[key]) for key in saved)
+
+
+def test_generated_volumes_are_listed_on_the_grid_of_the_cohort(chain):
+    with (chain / "generated" / "metadata.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["subject"], row["sample"]) for row in rows] == [
+        (f"test_{s}", str(n)) for s in range(3) for n in range(2)
+    ]
+    for row in rows:
+        volume = nib.load(chain / "generated" / row["file_name"])
+        assert volume.shape == (SIDE,) * 3
+        np.testing.assert_allclose(volume.header.get_zooms(), SPACING)
+
+
+def test_evaluation_covers_the_protocol(chain):
+    metrics = json.loads((chain / "evaluation" / "metrics.json").read_text())
+    assert {
+        *("one sample", "mean of 2 samples", "shuffled views, one sample", "mean volume", "nearest subject"),
+        *("ridge regression", "tokenizer reconstruction (ceiling)"),
+    } <= set(metrics["summary"])
+    assert (chain / "evaluation" / "sheet.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("script", ["train_tokenizer.py", "train_code_transformer.py"])
+def test_a_resumed_training_equals_an_uninterrupted_one(chain, tmp_path, script):
+    if script == "train_tokenizer.py":
+        flags = ["--data", chain / "cohort", *VOLUME]
+        whole, weights = chain / "volume", "model.safetensors"
+    else:
+        tokenizers = ["--volume_tokenizer", chain / "volume", "--view_tokenizer", chain / "view"]
+        flags = ["--data", chain / "codes", *tokenizers, *TRANSFORMER]
+        whole, weights = chain / "pipeline", "transformer/diffusion_pytorch_model.safetensors"
+    shutil.copytree(whole / "checkpoint-0000003", tmp_path / "run" / "checkpoint-0000003")
+    call(script, *flags, "--output_dir", tmp_path / "run", *SHORT, "--resume_from_checkpoint", "latest")
+    expected, resumed = load_file(whole / weights), load_file(tmp_path / "run" / weights)
+    for name, value in expected.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_a_checkpoint_of_another_model_is_refused(chain, tmp_path, capsys):
+    shutil.copytree(chain / "pipeline" / "checkpoint-0000003", tmp_path / "run" / "checkpoint-0000003")
+    flags = ["--data", chain / "cohort", "--output_dir", tmp_path / "run", *SHORT, "--resume_from_checkpoint", "latest"]
+    assert "CodeTransformer" in fails(capsys, "train_tokenizer.py", *flags, *VOLUME)
+    shutil.rmtree(tmp_path / "run")
+    shutil.copytree(chain / "volume" / "checkpoint-0000003", tmp_path / "run" / "checkpoint-0000003")
+    assert "quantizer" in fails(capsys, "train_tokenizer.py", *flags, *VOLUME, "--model.quantizer.codebook_size", "32")
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(chain, tmp_path, capsys):
+    tokenizers = ["--volume_tokenizer", chain / "volume", "--view_tokenizer", chain / "view"]
+    swapped = ["--volume_tokenizer", chain / "view", "--view_tokenizer", chain / "volume"]
+    out = tmp_path / "out"
+    cases = [
+        (["train_tokenizer.py", "--data", tmp_path / "none", "--output_dir", out, *SHORT, *VOLUME], "none"),
+        (
+            ["train_tokenizer.py", "--data", chain / "cohort", "--output_dir", out, "--model.spatial_dims", "4"],
+            "spatial_dims=4",
+        ),
+        (
+            ["train_tokenizer.py", "--data", chain / "cohort", "--output_dir", out, "--max_train_steps", "0"],
+            "max_train_steps",
+        ),
+        (["train_tokenizer.py", "--data", chain / "cohort", "--output_dir", out, "--model.colour", "red"], "colour"),
+        (
+            ["train_tokenizer.py", "--data", chain / "cohort", "--output_dir", out, "--logging_steps", "0"],
+            "logging_steps",
+        ),
+        (["train_code_transformer.py", "--data", chain / "codes", "--output_dir", out], "--volume_tokenizer"),
+        (
+            [
+                "train_code_transformer.py",
+                "--data",
+                chain / "codes",
+                *tokenizers,
+                "--output_dir",
+                out,
+                "--scheduler.mask",
+                "3",
+            ],
+            "--scheduler.mask",
+        ),
+        (["encode_codes.py", "--data", chain / "cohort", *swapped, "--output_dir", out], "swapped"),
+        (["encode_codes.py", "--data", chain / "cohort", *tokenizers, "--output_dir", chain / "view"], "not empty"),
+        (
+            ["train_code_transformer.py", "--data", chain / "cohort", *tokenizers, "--output_dir", out],
+            "encode_codes.py",
+        ),
+        (["train_code_transformer.py", "--data", chain / "codes", *swapped, "--output_dir", out], "swapped"),
+        (
+            [
+                "train_code_transformer.py",
+                "--data",
+                chain / "codes",
+                *tokenizers,
+                "--output_dir",
+                out,
+                "--loss_type",
+                "nll",
+            ],
+            "loss_type",
+        ),
+        (["generate.py", "--pipeline", tmp_path / "none", "--data", chain / "cohort", "--output_dir", out], "none"),
+        (
+            ["generate.py", "--pipeline", chain / "volume", "--data", chain / "cohort", "--output_dir", out],
+            "model_index.json",
+        ),
+        (
+            [
+                "generate.py",
+                "--pipeline",
+                chain / "pipeline",
+                "--data",
+                chain / "cohort",
+                "--split",
+                "dev",
+                "--output_dir",
+                out,
+            ],
+            "dev",
+        ),
+    ]
+    for command, words in cases:
+        assert words in fails(capsys, *command), command
+        assert not out.exists() or not any(out.iterdir()), command
+
+
+def test_a_folder_in_use_is_not_overwritten_unasked(chain, capsys):
+    before = (chain / "volume" / "config.json").read_bytes()
+    error = fails(
+        capsys, "train_tokenizer.py", "--data", chain / "cohort", "--output_dir", chain / "volume", *SHORT, *VOLUME
+    )
+    assert "--overwrite" in error
+    assert (chain / "volume" / "config.json").read_bytes() == before
