@@ -1,6 +1,6 @@
 """Encodes a paired data set once with trained tokenizers and stores the codes as a `datasets` data set.
 
-    python scripts/encode_codes.py --data cohort --volume_tokenizer volume-tokenizer --view_tokenizer view-tokenizer \
+    python scripts/encode_codes.py --data cohort --volume_tokenizer volume-tokenizer --view_tokenizer view-tokenizer \\
         --output_dir codes
 
 The result has the splits of the data, and for each subject the columns `subject`, `codes` (the volume's grid) and one

@@ -1,7 +1,7 @@
 """Scores generated volumes against the true ones, beside trivial baselines and a control with shuffled views.
 
     python scripts/evaluate.py --data cohort --split test --generated generated --output_dir evaluation
-    python scripts/evaluate.py --data cohort --split test --generated generated --shuffled generated-shuffled \
+    python scripts/evaluate.py --data cohort --split test --generated generated --shuffled generated-shuffled \\
         --pipeline pipeline --output_dir evaluation
 
 Writes metrics.json, metrics.md and sheet.png and prints the table. With --pipeline it also scores the volume

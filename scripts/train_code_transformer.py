@@ -1,7 +1,7 @@
 """Trains the transformer over volume codes, conditional on the views' codes, and saves the whole pipeline.
 
-    accelerate launch scripts/train_code_transformer.py --config scripts/configs/quickstart-code-transformer.yaml \
-        --data codes --volume_tokenizer volume-tokenizer --view_tokenizer view-tokenizer --validation_data cohort \
+    accelerate launch scripts/train_code_transformer.py --config scripts/configs/quickstart-code-transformer.yaml \\
+        --data codes --volume_tokenizer volume-tokenizer --view_tokenizer view-tokenizer --validation_data cohort \\
         --output_dir pipeline
 
 `--data` is what scripts/encode_codes.py wrote. Validation logs the loss in bits per code and the PSNR of generated

@@ -1,6 +1,6 @@
 """Trains a VQ tokenizer, 3D for the volumes or 2D for the views of a paired data set.
 
-    accelerate launch scripts/train_tokenizer.py --config scripts/configs/quickstart-volume-tokenizer.yaml \
+    accelerate launch scripts/train_tokenizer.py --config scripts/configs/quickstart-volume-tokenizer.yaml \\
         --data cohort --output_dir volume-tokenizer
 
 Any flag of the YAML file can be given on the command line; fields of the model and the processor with dots:

@@ -20,12 +20,14 @@ class Codebook(nn.Module):
     State that changes in training only, all of it saved: `initialized` (k-means has run), `unused_batches` (for each
     code, training batches since it was last chosen) and `num_batches` (training batches seen; it also numbers the
     random draws, so that a resumed run draws what an uninterrupted one would). `frozen` is saved with them.
+    `moved` is not: it marks codes placed anew since it was last cleared, for whoever keeps moments or averages of them.
     """
 
     initialized: torch.Tensor
     unused_batches: torch.Tensor
     num_batches: torch.Tensor
     frozen: torch.Tensor
+    moved: torch.Tensor
 
     def __init__(self, config: VectorQuantizerConfig) -> None:
         super().__init__()
@@ -36,6 +38,7 @@ class Codebook(nn.Module):
         self.register_buffer("unused_batches", torch.empty(config.codebook_size, dtype=torch.int64))
         self.register_buffer("num_batches", torch.empty((), dtype=torch.int64))
         self.register_buffer("frozen", torch.empty((), dtype=torch.bool))
+        self.register_buffer("moved", torch.empty(config.codebook_size, dtype=torch.bool), persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -49,6 +52,7 @@ class Codebook(nn.Module):
         nn.init.zeros_(self.unused_batches)
         nn.init.zeros_(self.num_batches)
         nn.init.zeros_(self.frozen)
+        nn.init.zeros_(self.moved)
 
     def effective(self) -> torch.Tensor:
         """Codes as used for look-up and decoding, `(K, C)`, differentiable in the raw codes and the
@@ -60,6 +64,7 @@ class Codebook(nn.Module):
     def set_effective(self, vectors: torch.Tensor, indices: torch.Tensor) -> None:
         """Places codes: afterwards `effective()[indices] == vectors`. Shapes `(m, C)` and `(m,)`."""
         self.weight[indices] = self.parameterization.inverse(vectors.to(self.weight), indices)
+        self.moved[indices] = True
 
     def freeze(self) -> None:
         """Stops everything that changes the codes: gradients, initialisation, usage counters and replacement."""

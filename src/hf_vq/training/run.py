@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..quantizers import Codebook
 from .arguments import TrainingArguments
 from .sampler import ResumableSampler
 
@@ -137,12 +138,14 @@ class TrainingRun:
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            forget_moved_codes(self.unwrapped_model, self.optimizer.state)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not self.accelerator.sync_gradients:
             return False
         self.lr_scheduler.step()
         self.ema.step(self.unwrapped_model.parameters())
+        average_moved_codes(self.unwrapped_model, self.ema)
         self.step += 1
         self._progress.update()
         if self.step % self.args.logging_steps == 0 or self.finished:
@@ -246,6 +249,26 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for p in trainable if id(p) in decayed], "weight_decay": weight_decay},
         {"params": [p for p in trainable if id(p) not in decayed], "weight_decay": 0.0},
     ]
+
+
+def forget_moved_codes(model: nn.Module, optimizer_state: Mapping[Any, Any]) -> None:
+    """Clears the optimizer's moments of codes that initialisation or replacement placed anew."""
+    for codebook in _codebooks(model):
+        for moment in optimizer_state.get(codebook.weight, {}).values():
+            if isinstance(moment, torch.Tensor) and moment.shape == codebook.weight.shape:
+                moment[codebook.moved] = 0
+
+
+def average_moved_codes(model: nn.Module, ema: EMAModel) -> None:
+    """Restarts the average of codes placed anew at their new place, and clears the mark."""
+    averages = dict(zip(map(id, model.parameters()), ema.shadow_params, strict=True))
+    for codebook in _codebooks(model):
+        averages[id(codebook.weight)][codebook.moved] = codebook.weight.detach()[codebook.moved]
+        codebook.moved.zero_()
+
+
+def _codebooks(model: nn.Module) -> list[Codebook]:
+    return [module for module in model.modules() if isinstance(module, Codebook)]
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
