@@ -60,7 +60,7 @@ def main() -> None:
     view_tokenizer = load_tokenizer(args.view_tokenizer, 2, device)
     volume_processor = CTVolumeProcessor.from_pretrained(args.volume_tokenizer)
     view_processor = XrayImageProcessor.from_pretrained(args.view_tokenizer)
-    with atomic_directory(args.output_dir, overwrite=args.overwrite) as temporary:
+    with atomic_directory(args.output_dir, overwrite=args.overwrite, marker="train/dataset_info.json") as temporary:
         splits = {}
         for split in SPLITS:
             dataset = PairedDataset(args.data, split, volume_processor=volume_processor, view_processor=view_processor)

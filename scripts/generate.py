@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, load, generate, save."""
     args = parse_args(arguments)
     check_args(args)
-    with atomic_directory(args.output_dir, overwrite=args.overwrite) as folder:
+    with atomic_directory(args.output_dir, overwrite=args.overwrite, marker="*_0.nii.gz") as folder:
         dataset = open_data(args)
         write_volumes(load_pipeline(args.pipeline), dataset, args, folder)
 

@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_args(args)
     config = CohortConfig(size=args.size, image_size=args.image_size, field_of_view=args.field_of_view, seed=args.seed)
     scan_path = args.scan or default_scan(args.cache_dir)
-    with atomic_directory(args.output_dir, overwrite=args.overwrite) as folder:
+    with atomic_directory(args.output_dir, overwrite=args.overwrite, marker="train/metadata.csv") as folder:
         write_cohort(args, scan_path, config, folder)
 
 

@@ -36,6 +36,21 @@ def test_a_full_folder_is_replaced_only_on_request(tmp_path):
     assert [path.name for path in final.iterdir()] == ["2"]
 
 
+def test_a_folder_of_another_kind_is_never_replaced(tmp_path):
+    final = tmp_path / "thesis"
+    final.mkdir()
+    (final / "chapter").write_text("1")
+    marked = {"overwrite": True, "marker": "*/cohort.json"}
+    with pytest.raises(ValueError, match="holds no"), atomic_directory(final, **marked):
+        pass
+    assert (final / "chapter").read_text() == "1"
+    (final / "train").mkdir()
+    (final / "train" / "cohort.json").write_text("")
+    with atomic_directory(final, **marked):
+        pass
+    assert list(final.iterdir()) == []
+
+
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(ValueError, match="is a file"), atomic_directory(tmp_path / "out"):

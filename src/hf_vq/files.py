@@ -9,22 +9,29 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(path: str | Path, overwrite: bool = False, marker: str | None = None) -> Iterator[Path]:
     """Yields a temporary sibling folder that takes the name `path` when the block ends well, and is removed when it
     fails.
 
     Args:
         path: the final folder; its parents are made.
         overwrite: replace a folder that is already there; an existing empty one is always replaced.
+        marker: pattern of a file by which a folder is known to be of the kind that may be replaced.
 
     Raises:
-        ValueError: if `path` is a file, or a folder that is not empty and `overwrite` is off.
+        ValueError: if `path` is a file, or a folder that is not empty and either `overwrite` is off or the marker is
+            missing.
     """
     final = Path(path).absolute()
     if final.exists() and not final.is_dir():
         raise ValueError(f"{path} is a file; expected a folder to write to. Choose another --output_dir.")
     if final.is_dir() and any(final.iterdir()) and not overwrite:
         raise ValueError(f"{path} exists and is not empty; choose another --output_dir or pass --overwrite")
+    if final.is_dir() and any(final.iterdir()) and marker is not None and not any(final.glob(marker)):
+        raise ValueError(
+            f"{path} holds no {marker}, so it is something else than what would be written and stays; choose another "
+            "--output_dir"
+        )
     final.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     temporary = final.with_name(f".{final.name}.{mark}.partial")

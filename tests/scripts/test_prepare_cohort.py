@@ -90,6 +90,14 @@ def test_a_folder_with_files_is_left_alone_unless_told_to_overwrite(script, scan
     with pytest.raises(ValueError, match=r"--output_dir: found files in .*, expected none; pass --overwrite"):
         run(script, scan_path, tmp_path / "cohort")
     assert contents(tmp_path / "cohort") == {"notes.txt": b"mine"}
+    with pytest.raises(ValueError, match="something else"):
+        run(script, scan_path, tmp_path / "cohort", extra=["--overwrite"])
+    assert contents(tmp_path / "cohort") == {"notes.txt": b"mine"}
+
+
+def test_overwriting_replaces_an_older_cohort(script, scan_path, tmp_path):
+    run(script, scan_path, tmp_path / "cohort", train=2)
+    (tmp_path / "cohort" / "notes.txt").write_text("old")
     run(script, scan_path, tmp_path / "cohort", train=1, extra=["--overwrite"])
     assert "notes.txt" not in contents(tmp_path / "cohort")
     assert (tmp_path / "cohort" / "cohort.json").is_file()

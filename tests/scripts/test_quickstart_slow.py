@@ -1,4 +1,4 @@
-"""The whole quickstart on the real scan, held to what the project promises of it. Downloads a package; some 15 minutes."""
+"""The whole quickstart on the real scan, held to what the project promises. Downloads a package; some 15 minutes."""
 
 import json
 import subprocess

@@ -281,6 +281,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(chain, tmp_path, capsys):
         assert not out.exists() or not any(out.iterdir()), command
 
 
+def test_overwrite_replaces_a_training_and_nothing_else(chain, tmp_path, capsys):
+    flags = ["--data", chain / "cohort", "--output_dir", tmp_path / "out", *SHORT, *VIEW, "--overwrite", "true"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("1")
+    assert "logs.jsonl" in fails(capsys, "train_tokenizer.py", *flags)
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "1"
+    (tmp_path / "out" / "logs.jsonl").touch()
+    call("train_tokenizer.py", *flags)
+    assert not (tmp_path / "out" / "thesis.txt").exists()
+
+
 def test_a_folder_in_use_is_not_overwritten_unasked(chain, capsys):
     before = (chain / "volume" / "config.json").read_bytes()
     error = fails(

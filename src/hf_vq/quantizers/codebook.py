@@ -55,9 +55,7 @@ class Codebook(nn.Module):
         nn.init.zeros_(self.moved)
 
     def effective(self) -> torch.Tensor:
-        """Codes as used for look-up and decoding, `(K, C)`, differentiable in the raw codes and the
-        parameterisation.
-        """
+        """Codes as used for look-up and decoding: `(K, C)`, differentiable in raw codes and parameterisation."""
         return self.parameterization(self.weight)
 
     @torch.no_grad()
@@ -90,8 +88,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def record(self, counts: torch.Tensor) -> None:
-        """Takes note of a training batch's usage. `counts`: `(K,)` int64, how often each code was chosen on all
-        ranks.
+        """Takes note of a training batch's usage.
+
+        Args:
+            counts: `(K,)` int64, how often each code was chosen on all ranks.
         """
         if self.frozen:
             return
@@ -153,8 +153,13 @@ class CodebookUsage:
         self.counts += torch.bincount(codes.detach().flatten().cpu(), minlength=len(self.counts))
 
     def compute(self, device: torch.device | str = "cpu") -> dict[str, float]:
-        """`{"active_fraction", "active_codes", "perplexity"}` over all processes; `device` is that of the
-        communication.
+        """Figures over all processes.
+
+        Args:
+            device: device of the communication.
+
+        Returns:
+            `{"active_fraction", "active_codes", "perplexity"}`.
         """
         counts = all_reduce_sum(self.counts.to(device))
         return {

@@ -3,8 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-# Elements of one block of the distance matrix: 4 Mi floats (16 MiB), which bounds the memory of a search whatever N and
-# K.
+# Elements of one block of the distance matrix, 16 MiB of float32: bounds the memory of a search, whatever N and K.
 DISTANCE_BLOCK_ELEMENTS = 1 << 22
 
 
@@ -46,8 +45,7 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
 
 
 def straight_through(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight: float = 0.0) -> torch.Tensor:
-    r"""Quantised value with the straight-through gradient and the synchronised update of Huh et al., 2023 (section
-    4.3).
+    r"""Quantised value with the straight-through gradient and the synchronised update (Huh et al., 2023, section 4.3).
 
     Value: `quantized`. Gradient g of the task reaches `vectors` as g and the chosen codes as `sync_weight * g`:
     \(z + sg(z_q - z) + \nu (z_q - sg(z_q))\).
@@ -65,16 +63,12 @@ def straight_through(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight
 
 
 def commitment_loss(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-    """`mean |z - sg(z_q)|^2` over all elements pulls the encoder towards its codes (van den Oord et al., 2017,
-    eq. 3).
-    """
+    """`mean |z - sg(z_q)|^2`, which pulls the encoder towards its codes (van den Oord et al., 2017, eq. 3)."""
     return F.mse_loss(vectors, quantized.detach())
 
 
 def codebook_loss(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-    """`mean |sg(z) - z_q|^2` over all elements: pulls the codes towards the encoder outputs (van den Oord et al.,
-    2017, eq. 3).
-    """
+    """`mean |sg(z) - z_q|^2`, which pulls the codes towards the encoder (van den Oord et al., 2017, eq. 3)."""
     return F.mse_loss(quantized, vectors.detach())
 
 
@@ -101,11 +95,10 @@ def active_fraction(counts: torch.Tensor) -> torch.Tensor:
 def kmeans(
     samples: torch.Tensor, num_clusters: int, generator: torch.Generator, num_iterations: int = 10
 ) -> torch.Tensor:
-    """k-means++ seeding (Arthur & Vassilvitskii, 2007) followed by Lloyd iterations; always returns `num_clusters`
-    rows.
+    """k-means++ seeding (Arthur & Vassilvitskii, 2007) followed by Lloyd iterations.
 
-    Clusters that go empty keep their centre. With fewer distinct samples than clusters the remaining centres are
-    samples moved by a small noise, so no two codes are born equal.
+    It always returns `num_clusters` rows. Clusters that go empty keep their centre. With fewer distinct samples than
+    clusters the remaining centres are samples moved by a small noise, so no two codes are born equal.
 
     Args:
         samples: `(N, C)` float32, N >= 1.

@@ -22,6 +22,7 @@ from .sampler import ResumableSampler
 
 CHECKPOINT_PREFIX = "checkpoint-"
 CHECKPOINT_INFO = "checkpoint.json"
+LOG_FILE = "logs.jsonl"
 AT_LEAST_ONE = (
     *("max_train_steps", "train_batch_size", "gradient_accumulation_steps"),
     *("logging_steps", "validation_steps", "checkpoints_total_limit"),
@@ -35,11 +36,17 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
         ValueError: if the output folder holds something and neither `resume_from_checkpoint` nor `overwrite` is given.
     """
     output_dir = Path(args.output_dir)
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not (args.overwrite or args.resume_from_checkpoint):
-        raise ValueError(
-            f"--output_dir {args.output_dir} is not empty; choose another one, or pass --overwrite or "
-            "--resume_from_checkpoint latest"
-        )
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not args.resume_from_checkpoint:
+        if not args.overwrite:
+            raise ValueError(
+                f"--output_dir {args.output_dir} is not empty; choose another one, or pass --overwrite or "
+                "--resume_from_checkpoint latest"
+            )
+        if not (output_dir / LOG_FILE).is_file():
+            raise ValueError(
+                f"--output_dir {args.output_dir} holds no {LOG_FILE}, so no training wrote it and --overwrite leaves "
+                "it alone; choose another one"
+            )
     for name in AT_LEAST_ONE:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}")
@@ -69,6 +76,7 @@ class TrainingRun:
             if args.overwrite and not args.resume_from_checkpoint and self.output_dir.is_dir():
                 shutil.rmtree(self.output_dir)
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            (self.output_dir / LOG_FILE).touch()
         accelerator.wait_for_everyone()
         groups = parameter_groups(model, args.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
@@ -110,9 +118,7 @@ class TrainingRun:
         return self.accelerator.prepare(loader)
 
     def generator(self, batch_index: int) -> torch.Generator:
-        """CPU generator for the noise of one batch; a function of seed, step, rank and batch, so resuming repeats
-        it.
-        """
+        """CPU generator for the noise of one batch: it depends on seed, step, rank and batch, not on a resume."""
         args, accelerator = self.args, self.accelerator
         number = (self.step * accelerator.num_processes + accelerator.process_index) * args.gradient_accumulation_steps
         return torch.Generator().manual_seed(args.seed * 1_000_003 + number + batch_index)
@@ -174,7 +180,7 @@ class TrainingRun:
         plain = {key: float(value) for key, value in values.items()}
         self.accelerator.log(plain, step=self.step)
         if self.accelerator.is_main_process:
-            with (self.output_dir / "logs.jsonl").open("a", encoding="utf-8") as file:
+            with (self.output_dir / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, **plain}) + "\n")
             self._progress.set_postfix({key: f"{value:.4g}" for key, value in plain.items()})
 
