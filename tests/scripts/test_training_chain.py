@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -192,6 +194,24 @@ def test_a_resumed_training_equals_an_uninterrupted_one(chain, tmp_path, script)
     expected, resumed = load_file(whole / weights), load_file(tmp_path / "run" / weights)
     for name, value in expected.items():
         assert torch.equal(resumed[name], value), name
+
+
+def test_two_processes_train_together_and_leave_together(chain, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        SCRIPTS / "train_tokenizer.py",
+    ]
+    flags = ["--data", chain / "cohort", "--output_dir", tmp_path / "run", *SHORT, *VIEW, "--train_batch_size", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*map(str, command), *map(str, flags)], check=True, timeout=200, env=environment)
+    model = VQTokenizer.from_pretrained(tmp_path / "run")
+    assert int(model.quantizer.codebook.num_batches) == 6
+    assert (tmp_path / "run" / "checkpoint-0000006" / "random_states_1.pkl").is_file()
 
 
 def test_a_checkpoint_of_another_model_is_refused(chain, tmp_path, capsys):

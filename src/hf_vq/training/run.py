@@ -212,8 +212,9 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
 
     def end(self) -> None:
-        """Closes progress bar and trackers."""
+        """Closes progress bar and trackers, once all processes have come here."""
         self._progress.close()
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     def _finish_checkpoint(self, folder: Path) -> None:
