@@ -25,6 +25,13 @@ from hf_vq.training.arguments import run
 SPLITS = ("train", "validation", "test")
 
 
+def check_views(source: str, datasets: dict[str, PairedDataset]) -> None:
+    """Raises ValueError when the splits do not show the same views."""
+    found = {split: dataset.view_names for split, dataset in datasets.items()}
+    if len({tuple(names) for names in found.values()}) > 1:
+        raise ValueError(f"{source}: found the views {found}, expected the same in all splits; complete metadata.csv")
+
+
 @torch.no_grad()
 def encode_split(
     dataset: PairedDataset, volume_tokenizer: VQTokenizer, view_tokenizer: VQTokenizer, batch_size: int
@@ -60,10 +67,14 @@ def main() -> None:
     view_tokenizer = load_tokenizer(args.view_tokenizer, 2, device)
     volume_processor = CTVolumeProcessor.from_pretrained(args.volume_tokenizer)
     view_processor = XrayImageProcessor.from_pretrained(args.view_tokenizer)
+    datasets = {
+        split: PairedDataset(args.data, split, volume_processor=volume_processor, view_processor=view_processor)
+        for split in SPLITS
+    }
+    check_views(args.data, datasets)
     with atomic_directory(args.output_dir, overwrite=args.overwrite, marker="train/dataset_info.json") as temporary:
         splits = {}
-        for split in SPLITS:
-            dataset = PairedDataset(args.data, split, volume_processor=volume_processor, view_processor=view_processor)
+        for split, dataset in datasets.items():
             rows = list(encode_split(dataset, volume_tokenizer, view_tokenizer, args.batch_size))
             grids = {name: Array2D(rows[0][name].shape, "int32") for name in dataset.view_names}
             grids["codes"] = Array3D(rows[0]["codes"].shape, "int32")

@@ -312,6 +312,27 @@ def test_overwrite_replaces_a_training_and_nothing_else(chain, tmp_path, capsys)
     assert not (tmp_path / "out" / "thesis.txt").exists()
 
 
+def test_splits_with_other_views_are_refused(chain, tmp_path, capsys):
+    shutil.copytree(chain / "cohort", tmp_path / "cohort")
+    metadata = tmp_path / "cohort" / "train" / "metadata.csv"
+    with metadata.open() as file:
+        rows = [{key: value for key, value in row.items() if key != "lateral"} for row in csv.DictReader(file)]
+    with metadata.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    flags = [
+        "--volume_tokenizer",
+        chain / "volume",
+        "--view_tokenizer",
+        chain / "view",
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    assert "same in all splits" in fails(capsys, "encode_codes.py", "--data", tmp_path / "cohort", *flags)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_in_use_is_not_overwritten_unasked(chain, capsys):
     before = (chain / "volume" / "config.json").read_bytes()
     error = fails(
