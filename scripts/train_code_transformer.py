@@ -110,8 +110,7 @@ def check_codes(codes: Dataset, names: list[str], parts: dict[str, Any]) -> None
         if highest >= size:
             raise ValueError(
                 f"--data: column {column!r} holds the code {highest}, but --{part} has {size} codes; encode the "
-                "data with this "
-                "tokenizer"
+                "data with this tokenizer"
             )
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic_directory(path: str | Path, overwrite: bool = False, marker: str | None = None) -> Iterator[Path]:
-    """Yields a temporary sibling folder that takes the name `path` when the block ends well, and is removed when it
-    fails.
+    """Yields a temporary sibling folder that takes the name `path` when the block ends well and vanishes when it fails.
 
     Args:
         path: the final folder; its parents are made.

@@ -26,8 +26,7 @@ def load_tokenizer(path: str | Path, spatial_dims: int, device: torch.device | s
     if model_type != VQTokenizerConfig.model_type:
         raise ValueError(
             f"{path} holds a model of type {model_type!r}; expected a VQTokenizer "
-            f"({VQTokenizerConfig.model_type!r}), as "
-            "train_tokenizer.py writes it"
+            f"({VQTokenizerConfig.model_type!r}), as train_tokenizer.py writes it"
         )
     tokenizer, info = VQTokenizer.from_pretrained(path, output_loading_info=True)
     if info["missing_keys"] or info["mismatched_keys"]:
@@ -37,7 +36,6 @@ def load_tokenizer(path: str | Path, spatial_dims: int, device: torch.device | s
     if tokenizer.config.spatial_dims != spatial_dims:
         raise ValueError(
             f"{path} is a {tokenizer.config.spatial_dims}D tokenizer; expected a {spatial_dims}D one. Are the "
-            "volume and the "
-            "view tokenizer swapped?"
+            "volume and the view tokenizer swapped?"
         )
     return tokenizer.to(device).eval()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +52,14 @@ class CodeTransformerBlock(nn.Module):
         )
 
     def forward(self, hidden_states: torch.Tensor, prefix: KeyValue | None = None) -> tuple[torch.Tensor, KeyValue]:
-        """`(B, N, hidden)` -> the same, and its keys and values `(B, heads, N, head_dim)`; attends to `prefix` as
-        well.
+        """Attention to the tokens themselves and to `prefix`, then the MLP.
+
+        Args:
+            hidden_states: `(B, N, hidden)`.
+            prefix: keys and values of further tokens, each `(B, heads, M, head_dim)`.
+
+        Returns:
+            The new hidden states, and the keys and values of these N tokens.
         """
         query, key, value = (
             self._split_heads(part) for part in self.to_qkv(self.norm1(hidden_states)).chunk(3, dim=-1)
@@ -101,13 +108,11 @@ class AxialPositions(nn.Module):
 
     def forward(self, axes: Sequence[str], sides: Sequence[int]) -> torch.Tensor:
         """`(prod(sides), hidden)` positions, row-major, of a grid whose indices grow in the directions `axes`."""
-        total: torch.Tensor | None = None
-        for index, (axis, side) in enumerate(zip(axes, sides, strict=True)):
-            vectors = self._along(axis, side)
-            vectors = vectors.view(*[side if i == index else 1 for i in range(len(sides))], -1)
-            total = vectors if total is None else total + vectors
-        assert total is not None
-        return total.flatten(0, -2)
+        parts = [
+            self._along(axis, side).view(*[side if i == index else 1 for i in range(len(sides))], -1)
+            for index, (axis, side) in enumerate(zip(axes, sides, strict=True))
+        ]
+        return reduce(torch.add, parts).flatten(0, -2)
 
     def _along(self, axis: str, side: int) -> torch.Tensor:
         table = self.tables[_axis(axis)]
@@ -208,7 +213,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
 
         Codes that lie close together in the codebook get similar input vectors and similar output weights, by one
         random projection each. The context projection is scaled so that view content has unit variance, the size of the
-        position vectors, whatever the scale of the codebook. Without it views are learned to be read much later.
+        position vectors, whatever the scale of the codebook: position does not drown content at the start.
 
         Args:
             codes: `(num_codes, C)` effective codebook of the volume tokenizer, any C.

@@ -185,8 +185,7 @@ class ViewsToVolumePipeline(DiffusionPipeline):
         if output_type == "nifti" and self.volume_processor.spacing is None:
             raise ValueError(
                 "output_type='nifti' needs the voxel size, and volume_processor.spacing is None; set it to mm along "
-                "D, H, W or "
-                "choose another output_type"
+                "D, H, W or choose another output_type"
             )
         if num_volumes_per_prompt < 1:
             raise ValueError(f"num_volumes_per_prompt must be at least 1; got {num_volumes_per_prompt}")

@@ -7,8 +7,7 @@ from torch.utils.data import Sampler
 
 
 class ResumableSampler(Sampler[int]):
-    """Endless reshuffled epochs, cut to a range of draws: draw number i is the same whether or not a run was
-    interrupted.
+    """Endless reshuffled epochs, cut to a range of draws; an interruption does not change what draw number i is.
 
     Args:
         num_samples: size of the data set, at least 1.
