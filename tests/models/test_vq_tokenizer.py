@@ -206,3 +206,30 @@ def test_bad_shapes_are_named(shape, words):
         model(torch.zeros(shape))
     with pytest.raises(ValueError, match="grid axes"):
         model.decode(torch.zeros(1, 2, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize(
+    ("quantizer", "axes"),
+    [
+        ({"quantizer_type": "finite_scalar", "levels": [4, 3]}, ()),
+        ({"quantizer_type": "lookup_free", "codebook_dim": 5}, ()),
+        ({"codebook_size": 16, "codebook_dim": 4, "structure": "grouped", "num_codebooks": 2}, (2,)),
+        ({"codebook_size": 16, "codebook_dim": 4, "structure": "residual", "num_codebooks": 3}, (3,)),
+        ({"codebook_size": 16, "codebook_dim": 4, "parameterization": "affine_running"}, ()),
+        ({"codebook_size": 16, "codebook_dim": 4, "parameterization": "plain", "update": "ema"}, ()),
+    ],
+)
+def test_every_quantizer_trains_saves_and_decodes_its_codes(quantizer, axes, spatial_dims, tmp_path):
+    config = VQTokenizerConfig(spatial_dims=spatial_dims, base_channels=8, quantizer=quantizer)
+    model, pixel_values = VQTokenizer(config).train(), torch.randn(2, 1, *[8] * spatial_dims)
+    output = model(pixel_values)
+    output.loss.backward()
+    assert output.codes.shape == (2, *axes, *[2] * spatial_dims)
+    assert all(torch.isfinite(p.grad).all() for p in model.encoder.parameters())
+    model.eval().save_pretrained(tmp_path)
+    loaded = VQTokenizer.from_pretrained(tmp_path)
+    codes = loaded.encode(pixel_values).codes
+    assert torch.equal(codes, model.encode(pixel_values).codes)
+    assert torch.equal(loaded.decode(codes).sample, model.decode(codes).sample)
+    torch.testing.assert_close(loaded.decode(codes).sample, loaded(pixel_values).sample)

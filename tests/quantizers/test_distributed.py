@@ -6,40 +6,67 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_vq import VectorQuantizer
 from hf_vq.quantizers.distributed import gather_global_rows, row_offset
+from hf_vq.training.alternating import AlternatingOptimizer
 
-STEPS, SPLIT, ROWS = 6, 13, 40
+STEPS, SPLIT, ROWS, DIM = 6, 13, 40, 4
 VARIANTS = {
     "plain": {"parameterization": "plain", "init": "random"},
-    "affine": {"parameterization": "affine", "init": "kmeans"},
+    "plain_kmeans_sync": {"parameterization": "plain", "sync_weight": 1.0},
+    "affine": {"parameterization": "affine"},
+    "affine_groups": {"parameterization": "affine", "affine_groups": 3, "init": "random"},
+    "affine_running": {"parameterization": "affine_running"},
+    "linear": {"parameterization": "linear", "replace_after": None},
+    "ema": {"parameterization": "plain", "update": "ema", "ema_decay": 0.7},
+    "ema_random": {"parameterization": "plain", "update": "ema", "init": "random"},
+    "alternating": {"parameterization": "affine", "update": "alternating", "sync_weight": 0.5},
+    "rotation": {"parameterization": "affine", "estimator": "rotation", "sync_weight": 1.0},
+    "cosine": {"parameterization": "affine", "distance": "cosine"},
+    "grouped": {"parameterization": "affine_running", "structure": "grouped", "num_codebooks": 2},
+    "residual": {"parameterization": "affine", "structure": "residual", "num_codebooks": 2},
+    "residual_ema": {"parameterization": "plain", "update": "ema", "structure": "residual", "num_codebooks": 2},
 }
 
 
-def build(variant):
-    torch.manual_seed(0)
-    return VectorQuantizer(
-        codebook_size=12, codebook_dim=4, replace_after=1, sync_weight=0.0, **VARIANTS[variant]
-    ).train()
+class Encoder(nn.Module):
+    """A linear encoder and a quantizer, so that gradients of every estimator reach trained weights."""
+
+    def __init__(self, variant):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Linear(DIM, DIM)
+        fields = {"codebook_size": 12, "codebook_dim": DIM, "replace_after": 1, **VARIANTS[variant]}
+        self.quantizer = VectorQuantizer(**fields)
+
+    def forward(self, rows, total):
+        output = self.quantizer(self.encoder(rows))
+        task = output.quantized.square().sum() / (total * DIM)
+        return task * (dist.get_world_size() if dist.is_initialized() else 1) + output.loss
 
 
-def train(module, quantizer, rows):
-    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.2)
+def train(variant, rows):
+    model = Encoder(variant).double().train()
+    wrapped = DistributedDataParallel(model) if dist.is_initialized() else model
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.2)
+    inner = AlternatingOptimizer(model, 0.05, inner_steps=2) if variant == "alternating" else None
     for step in range(STEPS):
-        batch = torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(step)) + step
+        batch = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(step), dtype=torch.float64) + step
+        if inner is not None:
+            inner.step(model.encoder(batch[rows]))
         optimizer.zero_grad()
-        module(batch[rows]).loss.backward()
+        wrapped(batch[rows], ROWS).backward()
         optimizer.step()
-    return {name: value.clone() for name, value in quantizer.state_dict().items()}
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def worker(rank, port, variant, results):
+def worker(rank, port, results):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    quantizer = build(variant)
     rows = slice(0, SPLIT) if rank == 0 else slice(SPLIT, ROWS)
-    results[rank] = train(DistributedDataParallel(quantizer), quantizer, rows)
+    results[rank] = {variant: train(variant, rows) for variant in VARIANTS}
     dist.destroy_process_group()
 
 
@@ -60,14 +87,18 @@ def spawn(function, *arguments):
     return results
 
 
+@pytest.fixture(scope="module")
+def two_ranks():
+    return dict(spawn(worker))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_two_ranks_equal_one_process_on_the_joined_batch(variant):
-    results = spawn(worker, variant)
-    quantizer = build(variant)
-    single = train(quantizer, quantizer, slice(None))
+def test_two_ranks_equal_one_process_on_the_joined_batch(variant, two_ranks):
+    single = train(variant, slice(None))
+    first, second = (two_ranks[rank][variant] for rank in (0, 1))
     for name, value in single.items():
-        assert torch.equal(results[0][name], results[1][name]), name
-        torch.testing.assert_close(results[0][name], value, msg=lambda text, name=name: f"{name}: {text}")
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_global_rows_are_gathered_in_rank_order():

@@ -4,7 +4,9 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from hf_vq import VQTokenizer, VQTokenizerConfig
-from hf_vq.training.run import average_moved_codes, forget_moved_codes, parameter_groups
+from hf_vq.quantizers.codebook import PlacementWatch
+from hf_vq.training.moments import forget_moments, restart_averages
+from hf_vq.training.run import parameter_groups
 
 
 def test_weight_decay_pulls_only_the_weights_of_layers():
@@ -22,13 +24,14 @@ def test_weight_decay_pulls_only_the_weights_of_layers():
 def test_codes_placed_anew_start_without_moments_and_averages_of_the_old():
     model = VQTokenizer(VQTokenizerConfig(spatial_dims=2, quantizer={"codebook_size": 8, "codebook_dim": 4}))
     codebook, optimizer = model.quantizer.codebook, torch.optim.AdamW(model.parameters(), lr=0.1)
-    ema = EMAModel(model.parameters(), decay=0.99)
+    ema, watch = EMAModel(model.parameters(), decay=0.99), PlacementWatch(model)
     codebook.weight.grad = torch.ones_like(codebook.weight)
     optimizer.step()
     place = torch.full((1, 4), 9.0)
     codebook.set_effective(place, torch.tensor([3]))
-    forget_moved_codes(model, optimizer.state)
-    average_moved_codes(model, ema)
+    moved = watch.take()
+    forget_moments(optimizer.state, moved)
+    restart_averages(model, ema, moved)
 
     moments = optimizer.state[codebook.weight]["exp_avg"]
     assert bool((moments[3] == 0).all())
@@ -36,7 +39,7 @@ def test_codes_placed_anew_start_without_moments_and_averages_of_the_old():
     index = [id(parameter) for parameter in model.parameters()].index(id(codebook.weight))
     torch.testing.assert_close(ema.shadow_params[index][3:4], place)
     assert bool((ema.shadow_params[index][0] < 1).all())
-    assert not codebook.moved.any()
+    assert not watch.take()[0][1].any()
 
 
 def test_frozen_parameters_are_left_out():

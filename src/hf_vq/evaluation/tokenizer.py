@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from ..quantizers import CodebookUsage
+from ..quantizers import Codebook, CodebookUsage
 from .metrics import prdc
 from .volumes import GridVolume, onto_grid, read_volume
 
@@ -139,7 +139,10 @@ class VolumeTokenizer:
     @property
     def feature_name(self) -> str:
         """What the features are, and whether they were learned at all."""
-        batches = int(self.model.quantizer.codebook.num_batches)
+        codebooks = [module for module in self.model.modules() if isinstance(module, Codebook)]
+        if not codebooks:  # nothing counts the training of a quantizer that learns no codes
+            return FEATURE_NAME
+        batches = int(codebooks[0].num_batches)
         return f"{FEATURE_NAME} ({f'learned in {batches} batches' if batches else 'NOT learned: no training recorded'})"
 
     @property

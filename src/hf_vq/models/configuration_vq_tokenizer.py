@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from ..quantizers import VectorQuantizerConfig
+from ..quantizers import QuantizerConfig, quantizer_config
 
 RECONSTRUCTION_LOSSES = ("l1", "l2")
 
@@ -30,7 +30,8 @@ class VQTokenizerConfig(PreTrainedConfig):
         num_norm_groups (`int`): groups of every GroupNorm; divides every width.
         reconstruction_loss (`str`): `"l1"` or `"l2"`.
         initializer_range (`float`): factor on the standard deviation `1 / sqrt(fan_in)` of the convolutions' weights.
-        quantizer (`dict`, *optional*): fields of `VectorQuantizerConfig`; `codebook_dim` is the width of the latent.
+        quantizer (`dict`, *optional*): fields of `VectorQuantizerConfig`, or, with `"quantizer_type"`, of another
+            quantizer's config (see `build_quantizer`); `codebook_dim` is the width of the latent.
 
     Example:
         >>> from hf_vq import VQTokenizer, VQTokenizerConfig
@@ -56,13 +57,18 @@ class VQTokenizerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.level_strides is None:
             self.level_strides = [2] * (len(self.channel_multipliers) - 1)
-        self.quantizer = VectorQuantizerConfig.from_dict(self.quantizer or {}).to_dict()
+        self.quantizer = quantizer_config(self.quantizer or {}).to_dict()
         super().__post_init__(**kwargs)
 
     @property
-    def quantizer_config(self) -> VectorQuantizerConfig:
+    def quantizer_config(self) -> QuantizerConfig:
         """The quantizer's fields as their own config."""
-        return VectorQuantizerConfig.from_dict(self.quantizer or {})
+        return quantizer_config(self.quantizer or {})
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codes at each place of the grid: more than one with a grouped or residual quantizer."""
+        return (self.quantizer or {}).get("num_codebooks", 1)
 
     @property
     def downsampling_factor(self) -> int:

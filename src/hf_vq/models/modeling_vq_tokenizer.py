@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from ..quantizers import VectorQuantizer
+from ..quantizers import build_quantizer
 from ..quantizers.codebook import Codebook
 from .configuration_vq_tokenizer import VQTokenizerConfig
 
@@ -25,7 +25,7 @@ class VQTokenizerEncoderOutput(ModelOutput):
     """What `VQTokenizer.encode` returns.
 
     Args:
-        codes: `(B, *grid)` int64.
+        codes: `(B, *grid)` int64; with several codebooks `(B, num_codebooks, *grid)`.
         latents: `(B, codebook_dim, *grid)`, the encoder's output before quantisation.
     """
 
@@ -224,7 +224,7 @@ class VQTokenizer(PreTrainedModel):
     def __init__(self, config: VQTokenizerConfig) -> None:
         super().__init__(config)
         self.encoder = VQTokenizerEncoder(config)
-        self.quantizer = VectorQuantizer(config.quantizer_config)
+        self.quantizer = build_quantizer(config.quantizer_config)
         self.decoder = VQTokenizerDecoder(config)
         self.post_init()
 
@@ -279,10 +279,19 @@ class VQTokenizer(PreTrainedModel):
         Raises:
             ValueError: if the shape does not fit.
         """
-        self._check_input(pixel_values)
-        latents = self.encoder(pixel_values)
+        latents = self.encode_latents(pixel_values)
         output = VQTokenizerEncoderOutput(codes=self.quantizer.encode(latents), latents=latents)
         return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    @apply_forward_hook
+    def encode_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the quantizer gets: `(B, in_channels, *spatial)` -> `(B, codebook_dim, *grid)`.
+
+        Raises:
+            ValueError: if the shape does not fit.
+        """
+        self._check_input(pixel_values)
+        return self.encoder(pixel_values)
 
     @apply_forward_hook
     def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
@@ -300,7 +309,7 @@ class VQTokenizer(PreTrainedModel):
         """Reconstruction from codes.
 
         Args:
-            codes: `(B, *grid)` int64 in `[0, codebook_size)`.
+            codes: `(B, *grid)` int64 in `[0, codebook_size)`; with several codebooks `(B, num_codebooks, *grid)`.
             return_dict: `False` for a plain tuple.
 
         Returns:
@@ -309,9 +318,11 @@ class VQTokenizer(PreTrainedModel):
         Raises:
             ValueError: if a code is out of range or the number of axes is wrong.
         """
-        if codes.ndim != 1 + self.config.spatial_dims:
+        books = self.config.num_codebooks
+        axes = "(B, *grid)" if books == 1 else f"(B, {books} codebooks, *grid)"
+        if codes.ndim != (1 if books == 1 else 2) + self.config.spatial_dims:
             raise ValueError(
-                f"codes must be (B, *grid) with {self.config.spatial_dims} grid axes; got shape {tuple(codes.shape)}"
+                f"codes must be {axes} with {self.config.spatial_dims} grid axes; got shape {tuple(codes.shape)}"
             )
         output = VQTokenizerDecoderOutput(sample=self.decoder(self.quantizer.decode(codes).to(self.dtype)))
         return output if self._wants_dict(return_dict) else output.to_tuple()
@@ -331,8 +342,7 @@ class VQTokenizer(PreTrainedModel):
         Raises:
             ValueError: if the shape does not fit.
         """
-        self._check_input(pixel_values)
-        quantized = self.quantizer(self.encoder(pixel_values))
+        quantized = self.quantizer(self.encode_latents(pixel_values))
         sample = self.decoder(quantized.quantized)
         distance = F.l1_loss if self.config.reconstruction_loss == "l1" else F.mse_loss
         reconstruction_loss = distance(sample.float(), pixel_values.float())

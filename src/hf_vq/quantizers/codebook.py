@@ -1,12 +1,13 @@
 """The codebook: its weights, parameterisation, initialisation, usage, replacement and freezing."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from .affine import AffineParameterization, PlainParameterization
 from .configuration import VectorQuantizerConfig
 from .distributed import all_reduce_sum, broadcast_from_main, gather_global_rows, row_offset
 from .functional import active_fraction, kmeans, perplexity
+from .parameterizations import LinearParameterization, build_parameterization
 
 # k-means sees at most this many vectors for each code; more hardly moves the centres and costs time.
 KMEANS_SAMPLES_PER_CODE = 64
@@ -18,62 +19,84 @@ class Codebook(nn.Module):
     """K codes of C channels, raw in `weight` and effective through the parameterisation.
 
     State that changes in training only, all of it saved: `initialized` (k-means has run), `unused_batches` (for each
-    code, training batches since it was last chosen) and `num_batches` (training batches seen; it also numbers the
-    random draws, so that a resumed run draws what an uninterrupted one would). `frozen` is saved with them.
-    `moved` is not: it marks codes placed anew since it was last cleared, for whoever keeps moments or averages of them.
+    code, training batches since it was last chosen), `num_batches` (training batches seen; it also numbers the
+    random draws, so that a resumed run draws what an uninterrupted one would) and, with `update="ema"`, the averages.
+    `frozen` is saved with them. `placements` is not: it counts how often each code was placed anew, for whoever keeps
+    moments or averages of the codes (see `PlacementWatch`).
+
+    Args:
+        config: the quantizer's choices.
+        index: which of the quantizer's codebooks this is; each draws random numbers of its own.
     """
 
     initialized: torch.Tensor
     unused_batches: torch.Tensor
     num_batches: torch.Tensor
     frozen: torch.Tensor
-    moved: torch.Tensor
+    placements: torch.Tensor
 
-    def __init__(self, config: VectorQuantizerConfig) -> None:
+    def __init__(self, config: VectorQuantizerConfig, index: int = 0) -> None:
         super().__init__()
-        self.config = config
-        self.weight = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
-        self.parameterization = _build_parameterization(config)
+        self.config, self.index = config, index
+        size, dim = config.codebook_size, config.dim_per_codebook
+        self.weight = nn.Parameter(torch.empty(size, dim), requires_grad=self._weight_learns)
+        self.parameterization = build_parameterization(config)
+        self.averages = CodeAverages(size, dim, config.ema_decay) if config.update == "ema" else None
         self.register_buffer("initialized", torch.empty((), dtype=torch.bool))
-        self.register_buffer("unused_batches", torch.empty(config.codebook_size, dtype=torch.int64))
+        self.register_buffer("unused_batches", torch.empty(size, dtype=torch.int64))
         self.register_buffer("num_batches", torch.empty((), dtype=torch.int64))
         self.register_buffer("frozen", torch.empty((), dtype=torch.bool))
-        self.register_buffer("moved", torch.empty(config.codebook_size, dtype=torch.bool), persistent=False)
+        self.register_buffer("placements", torch.empty(size, dtype=torch.int64), persistent=False)
         self.reset_parameters()
+
+    @property
+    def _weight_learns(self) -> bool:
+        return self.config.update != "ema" and self.config.parameterization != "linear"
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Puts weights and counters into their state before training; fills every parameter and buffer."""
         bound = 1.0 / self.config.codebook_size
-        nn.init.uniform_(self.weight, -bound, bound)
-        for parameter in self.parameterization.parameters():
-            nn.init.zeros_(parameter)
+        if isinstance(self.parameterization, LinearParameterization):
+            nn.init.normal_(self.weight, std=self.config.dim_per_codebook**-0.5)
+        else:
+            nn.init.uniform_(self.weight, -bound, bound)
+        self.parameterization.reset_parameters()
+        if self.averages is not None:
+            self.averages.reset_parameters()
         nn.init.constant_(self.initialized, self.config.init != "kmeans")
-        nn.init.zeros_(self.unused_batches)
-        nn.init.zeros_(self.num_batches)
-        nn.init.zeros_(self.frozen)
-        nn.init.zeros_(self.moved)
+        for counter in (self.unused_batches, self.num_batches, self.frozen, self.placements):
+            nn.init.zeros_(counter)
 
     def effective(self) -> torch.Tensor:
         """Codes as used for look-up and decoding: `(K, C)`, differentiable in raw codes and parameterisation."""
-        return self.parameterization(self.weight)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.normalize(self.parameterization(self.weight))
+
+    def normalize(self, vectors: torch.Tensor) -> torch.Tensor:
+        """`(N, C)` vectors as the distance sees them: with `"cosine"` of length 1, otherwise as they are."""
+        return F.normalize(vectors, dim=-1) if self.config.distance == "cosine" else vectors
 
     @torch.no_grad()
     def set_effective(self, vectors: torch.Tensor, indices: torch.Tensor) -> None:
-        """Places codes: afterwards `effective()[indices] == vectors`. Shapes `(m, C)` and `(m,)`."""
+        """Places codes: afterwards `effective()[indices] == normalize(vectors)`. Shapes `(m, C)` and `(m,)`."""
         self.weight[indices] = self.parameterization.inverse(vectors.to(self.weight), indices)
-        self.moved[indices] = True
+        self.placements[indices] += 1
+        if self.averages is not None:
+            self.averages.restart(self.weight[indices], indices)
 
     def freeze(self) -> None:
-        """Stops everything that changes the codes: gradients, initialisation, usage counters and replacement."""
+        """Stops everything that changes the codes: gradients, averages, initialisation, counters and replacement."""
         self.frozen.fill_(True)
         self.requires_grad_(False)
 
     @torch.no_grad()
     def prepare(self, vectors: torch.Tensor) -> None:
-        """What must happen to the codes before a training batch is quantised: k-means once, then replacement.
+        """What must happen to the codes before a training batch is quantised.
 
-        It runs before the batch's graph is built, so no tensor saved for backward is ever changed in place.
+        The averages of the batch before are taken over, moments are updated, and codes are placed: all by k-means once,
+        later the unused ones. It runs before the batch's graph is built, so no tensor saved for backward is ever
+        changed in place, and until the next training batch the codes decode to what was quantised.
 
         Args:
             vectors: `(N, C)` float32, this rank's encoder outputs.
@@ -81,25 +104,32 @@ class Codebook(nn.Module):
         if self.frozen:
             self.requires_grad_(False)  # a loaded state brings the flag of freezing but not that of the gradients
             return
+        if self.averages is not None:
+            self.averages.move(self.weight)
+        self.parameterization.observe(self.weight, vectors)
         if not self.initialized:
             self._initialize(vectors)
         elif self.config.replace_after is not None:
             self._replace_unused(vectors, self.config.replace_after)
 
     @torch.no_grad()
-    def record(self, counts: torch.Tensor) -> None:
-        """Takes note of a training batch's usage.
+    def record(self, counts: torch.Tensor, vectors: torch.Tensor, codes: torch.Tensor) -> None:
+        """Takes note of a training batch.
 
         Args:
             counts: `(K,)` int64, how often each code was chosen on all ranks.
+            vectors: `(N, C)` float32, this rank's encoder outputs.
+            codes: `(N,)` int64, the codes chosen for them.
         """
         if self.frozen:
             return
         self.unused_batches.add_(1).masked_fill_(counts > 0, 0)
         self.num_batches.add_(1)
+        if self.averages is not None:
+            self.averages.collect(counts, vectors, codes)
 
     def _generator(self) -> torch.Generator:
-        seed = self.config.seed * 1_000_003 + int(self.num_batches)
+        seed = (self.config.seed * 1009 + self.index) * 1_000_003 + int(self.num_batches)
         return torch.Generator().manual_seed(seed)
 
     def _initialize(self, vectors: torch.Tensor) -> None:
@@ -130,12 +160,79 @@ class Codebook(nn.Module):
         self.unused_batches[unused] = 0
 
 
-def _build_parameterization(config: VectorQuantizerConfig) -> PlainParameterization | AffineParameterization:
-    if config.parameterization == "affine":
-        return AffineParameterization(
-            config.codebook_size, config.codebook_dim, config.affine_groups, config.affine_lr_scale
-        )
-    return PlainParameterization()
+class CodeAverages(nn.Module):
+    r"""Exponential moving averages of the encoder outputs of each code (van den Oord et al., 2017, appendix A.1).
+
+    \(n_k \leftarrow \gamma n_k + (1-\gamma) |Z_k|\), \(m_k \leftarrow \gamma m_k + (1-\gamma) \sum_{z \in Z_k} z\),
+    \(e_k = m_k / n_k\). A batch's sums wait in `pending_*` until the next batch comes, so that the codes a batch was
+    quantised with stay in place for decoding and for evaluation. Codes that a batch did not choose stand still, so no
+    smoothing of the counts is needed.
+
+    Args:
+        codebook_size: K.
+        codebook_dim: C.
+        decay: gamma.
+    """
+
+    counts: torch.Tensor
+    sums: torch.Tensor
+    pending_counts: torch.Tensor
+    pending_sums: torch.Tensor
+
+    def __init__(self, codebook_size: int, codebook_dim: int, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        for name in ("counts", "pending_counts"):
+            self.register_buffer(name, torch.zeros(codebook_size))
+        for name in ("sums", "pending_sums"):
+            self.register_buffer(name, torch.zeros(codebook_size, codebook_dim))
+
+    def reset_parameters(self) -> None:
+        """Empties all averages: the first batch that chooses a code sets it."""
+        for buffer in (self.counts, self.sums, self.pending_counts, self.pending_sums):
+            nn.init.zeros_(buffer)
+
+    def restart(self, weight: torch.Tensor, indices: torch.Tensor) -> None:
+        """Starts codes anew at `weight` `(m, C)`, which weighs as much as one encoder output in each batch."""
+        self.counts[indices] = 1.0
+        self.sums[indices] = weight
+        self.pending_counts[indices] = 0.0
+        self.pending_sums[indices] = 0.0
+
+    def collect(self, counts: torch.Tensor, vectors: torch.Tensor, codes: torch.Tensor) -> None:
+        """Sums of a batch over all ranks, to wait for `move`: shapes as for `Codebook.record`."""
+        self.pending_counts.copy_(counts)
+        self.pending_sums.copy_(all_reduce_sum(torch.zeros_like(self.sums).index_add_(0, codes, vectors.to(self.sums))))
+
+    def move(self, weight: torch.Tensor) -> None:
+        """Takes the waiting sums into the averages and moves the codes that they concern, in `weight` `(K, C)`."""
+        used = self.pending_counts > 0
+        if not used.any():
+            return
+        self.counts.lerp_(self.pending_counts, 1 - self.decay)
+        self.sums.lerp_(self.pending_sums, 1 - self.decay)
+        weight[used] = self.sums[used] / self.counts[used, None]
+        self.pending_counts.zero_()
+        self.pending_sums.zero_()
+
+
+class PlacementWatch:
+    """Tells which codes of a model were placed anew since it was last asked.
+
+    Args:
+        model: any module; all `Codebook`s in it are watched.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._codebooks = [module for module in model.modules() if isinstance(module, Codebook)]
+        self._seen = [codebook.placements.clone() for codebook in self._codebooks]
+
+    def take(self) -> list[tuple[Codebook, torch.Tensor]]:
+        """Each codebook with a `(K,)` bool mask of its codes placed anew since the last call."""
+        pairs = list(zip(self._codebooks, self._seen, strict=True))
+        moved = [(codebook, codebook.placements != seen.to(codebook.placements)) for codebook, seen in pairs]
+        self._seen = [codebook.placements.clone() for codebook in self._codebooks]
+        return moved
 
 
 class CodebookUsage:

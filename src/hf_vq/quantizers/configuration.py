@@ -1,32 +1,52 @@
 """Configuration of the vector quantizer: one field per orthogonal choice."""
 
 import math
-from dataclasses import asdict, dataclass
-from types import NoneType
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import ClassVar
 
-PARAMETERIZATIONS = ("plain", "affine")
-INITS = ("random", "kmeans")
+from .fields import QuantizerConfig, require
+
+CHOICES = {
+    "parameterization": ("plain", "affine", "affine_running", "linear"),
+    "update": ("gradient", "ema", "alternating"),
+    "estimator": ("straight_through", "rotation"),
+    "distance": ("euclidean", "cosine"),
+    "init": ("random", "kmeans"),
+    "structure": ("single", "grouped", "residual"),
+}
 
 
 @dataclass
-class VectorQuantizerConfig:
-    """Choices of a `VectorQuantizer`; names follow the terms they act on.
+class VectorQuantizerConfig(QuantizerConfig):
+    r"""Choices of a `VectorQuantizer`; names follow the terms they act on.
 
     Args:
-        codebook_size: number of codes K, at least 2.
-        codebook_dim: channels C of a code, at least 1.
-        parameterization: `"plain"`, or `"affine"` for codes that share a learned scale and shift (Huh et al., 2023).
+        codebook_size: number of codes K of each codebook, at least 2.
+        codebook_dim: channels C of the layer's input and output, at least 1.
+        parameterization: how the stored codes become the effective ones. `"plain"`: they are; `"affine"`: with a
+            learned scale and shift shared by all codes (Huh et al., 2023, section 4.1); `"affine_running"`: shifted and
+            scaled so that their running moments match those of the encoder's outputs (ibid.); `"linear"`: fixed random
+            codes through one learned matrix (SimVQ, Zhu et al., 2024).
         affine_groups: with `"affine"`, number of groups of codes with a scale and a shift of their own; divides K.
         affine_lr_scale: with `"affine"`, factor s on the learning speed of the shared parameters, above 0.
-        sync_weight: synchronised update nu of Huh et al.: the task's gradient g reaches the chosen code as `nu * g`; 0
-            to 2.
+        update: what moves the codes. `"gradient"`: the codebook loss, by the optimizer of the whole network; `"ema"`:
+            averages of the encoder's outputs (van den Oord et al., 2017, appendix A.1); `"alternating"`: an optimizer
+            of its own in the training step (Huh et al., section 4.2; see `hf_vq.training.alternating`), without whose
+            calls the codes stand still.
+        ema_decay: with `update="ema"`, share of the old average that each batch keeps, in (0, 1).
+        estimator: gradient through the look-up: `"straight_through"` or `"rotation"` (Fifty et al., 2024).
+        sync_weight: synchronised update \(\nu\) of Huh et al.: the task's gradient g reaches the chosen code as
+            `nu * g`; 0 to 2.
+        distance: `"euclidean"`, or `"cosine"`: encoder outputs and codes are l2-normalised, the quantised vectors too.
         init: `"kmeans"` places the codes by k-means++ on the first training batch, `"random"` draws them uniformly in
-            `[-1/K, 1/K]`.
+            `[-1/K, 1/K]` (with `"linear"`: normally, with variance 1/C).
         replace_after: a code unused for this many training batches becomes a recent encoder output; `None` is off.
+        structure: `"single"` codebook; `"grouped"`: the channels are split over `num_codebooks` codebooks (product
+            quantisation); `"residual"`: each codebook quantises what the ones before it left over.
+        num_codebooks: 1 for `"single"`, at least 2 otherwise; with `"grouped"` it divides C.
         commitment_weight: factor of `mean |z - sg(z_q)|^2`.
-        codebook_weight: factor of `mean |sg(z) - z_q|^2`. In the notation of Huh et al., `codebook_weight = alpha *
-            beta` and `commitment_weight = alpha * (1 - beta)`.
+        codebook_weight: factor of `mean |sg(z) - z_q|^2`; without effect unless `update="gradient"`. In the notation of
+            Huh et al., `codebook_weight = alpha * beta` and `commitment_weight = alpha * (1 - beta)`.
         channel_last: input is `(B, ..., C)` instead of `(B, C, ...)`.
         seed: seed of initialisation and replacement.
 
@@ -34,81 +54,87 @@ class VectorQuantizerConfig:
         ValueError: if a field is out of range or two fields contradict each other.
     """
 
+    quantizer_type: ClassVar[str] = "vector"
+
     codebook_size: int = 512
     codebook_dim: int = 64
     parameterization: str = "affine"
     affine_groups: int = 1
     affine_lr_scale: float = 1.0
+    update: str = "gradient"
+    ema_decay: float = 0.99
+    estimator: str = "straight_through"
     sync_weight: float = 0.0
+    distance: str = "euclidean"
     init: str = "kmeans"
     replace_after: int | None = 20
+    structure: str = "single"
+    num_codebooks: int = 1
     commitment_weight: float = 0.25
     codebook_weight: float = 1.0
     channel_last: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, field in self.__dataclass_fields__.items():
-            _require_type(name, getattr(self, name), field.type)
-        _require(self.codebook_size >= 2, "codebook_size", self.codebook_size, "at least 2")
-        _require(self.codebook_dim >= 1, "codebook_dim", self.codebook_dim, "at least 1")
-        _require(
-            self.parameterization in PARAMETERIZATIONS,
-            "parameterization",
-            self.parameterization,
-            f"one of {PARAMETERIZATIONS}",
-        )
-        _require(self.init in INITS, "init", self.init, f"one of {INITS}")
-        _require(0 <= self.sync_weight <= 2, "sync_weight", self.sync_weight, "between 0 and 2")
-        _require(
-            self.replace_after is None or self.replace_after >= 1,
-            "replace_after",
-            self.replace_after,
-            "None or at least 1",
-        )
+        self.require_types()
+        for name, choices in CHOICES.items():
+            require(getattr(self, name) in choices, name, getattr(self, name), f"one of {choices}")
+        for name, least in (("codebook_size", 2), ("codebook_dim", 1), ("num_codebooks", 1)):
+            require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        require(0 <= self.sync_weight <= 2, "sync_weight", self.sync_weight, "between 0 and 2")
+        require(0 < self.ema_decay < 1, "ema_decay", self.ema_decay, "between 0 and 1, exclusive")
+        off_or_positive = self.replace_after is None or self.replace_after >= 1
+        require(off_or_positive, "replace_after", self.replace_after, "None or at least 1")
         for name in ("commitment_weight", "codebook_weight"):
             value = getattr(self, name)
-            _require(math.isfinite(value) and value >= 0, name, value, "finite and at least 0")
+            require(math.isfinite(value) and value >= 0, name, value, "finite and at least 0")
         self._check_affine()
+        self._check_update()
+        self._check_structure()
+
+    @property
+    def dim_per_codebook(self) -> int:
+        """Channels of a code in each codebook: C, or C over the number of groups."""
+        return self.codebook_dim // self.num_codebooks if self.structure == "grouped" else self.codebook_dim
 
     def _check_affine(self) -> None:
         scale = self.affine_lr_scale
-        _require(math.isfinite(scale) and scale > 0, "affine_lr_scale", scale, "finite and above 0")
+        require(math.isfinite(scale) and scale > 0, "affine_lr_scale", scale, "finite and above 0")
         divides = self.affine_groups >= 1 and self.codebook_size % self.affine_groups == 0
-        expected = f"a divisor of codebook_size={self.codebook_size}"
-        _require(divides, "affine_groups", self.affine_groups, expected)
+        require(divides, "affine_groups", self.affine_groups, f"a divisor of codebook_size={self.codebook_size}")
         if self.parameterization != "affine" and self.affine_groups != 1:
             raise ValueError(
                 f"affine_groups={self.affine_groups} has no effect with parameterization={self.parameterization!r}; "
                 "set affine_groups=1 or parameterization='affine'"
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values."""
-        return asdict(self)
+    def _check_update(self) -> None:
+        if self.update != "ema":
+            return
+        if self.parameterization != "plain":
+            raise ValueError(
+                f"update='ema' sets the codes to averages, which leaves parameterization={self.parameterization!r} "
+                "nothing to do; set parameterization='plain' or another update"
+            )
+        if self.sync_weight:
+            raise ValueError(
+                f"sync_weight={self.sync_weight} sends a gradient to the codes, which update='ema' does not use; set "
+                "sync_weight=0 or another update"
+            )
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "VectorQuantizerConfig":
-        """Inverse of `to_dict`.
-
-        Raises:
-            ValueError: if a key is no field of this config, naming it and the fields there are.
-        """
-        known = set(cls.__dataclass_fields__)
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown quantizer field(s) {unknown}; the fields are {sorted(known)}")
-        return cls(**values)
-
-
-def _require_type(name: str, value: object, annotation: Any) -> None:
-    kinds = get_args(annotation) or (annotation,)
-    accepted = (*kinds, int) if float in kinds else kinds
-    right = isinstance(value, accepted) and (bool in kinds or not isinstance(value, bool))
-    expected = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
-    _require(right, name, value, f"of type {expected}")
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}={value!r} is out of range; it must be {expected}")
+    def _check_structure(self) -> None:
+        if (self.structure == "single") != (self.num_codebooks == 1):
+            raise ValueError(
+                f"structure={self.structure!r} does not fit num_codebooks={self.num_codebooks}: 'single' has 1, "
+                "'grouped' and 'residual' at least 2"
+            )
+        if self.structure == "grouped" and self.codebook_dim % self.num_codebooks:
+            raise ValueError(
+                f"num_codebooks={self.num_codebooks} must divide codebook_dim={self.codebook_dim} with "
+                "structure='grouped'"
+            )
+        if self.structure == "residual" and self.distance == "cosine":
+            raise ValueError(
+                "distance='cosine' drops the length of a vector, which structure='residual' needs to take up what is "
+                "left over; set distance='euclidean' or structure='grouped'"
+            )

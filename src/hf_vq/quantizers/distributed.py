@@ -30,6 +30,11 @@ def broadcast_from_main(tensor: torch.Tensor) -> torch.Tensor:
     return shared
 
 
+def average_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """Mean of `tensor` over all processes (any shape, equal on all ranks)."""
+    return all_reduce_sum(tensor) / dist.get_world_size() if is_distributed() else tensor
+
+
 def joined_mean_factor(num_rows: int, total_rows: torch.Tensor) -> torch.Tensor | float:
     """Factor on this rank's mean that makes the average over ranks the mean over the joined batch.
 
@@ -83,3 +88,19 @@ def gather_global_rows(rows: torch.Tensor, indices: torch.Tensor, offset: int) -
         else rows.new_zeros(len(indices), rows.shape[1])
     )
     return all_reduce_sum(torch.where(owned[:, None], picked, torch.zeros_like(picked)))
+
+
+def global_moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Mean and biased variance of each channel over the joined batch, or `None` if it has no rows.
+
+    Args:
+        rows: `(n, C)`, this rank's rows.
+
+    Returns:
+        `(mean, variance)`, each `(C,)`, equal on all ranks.
+    """
+    total = all_reduce_sum(torch.tensor(float(rows.shape[0]), device=rows.device))
+    if total == 0:
+        return None
+    mean = all_reduce_sum(rows.sum(dim=0)) / total
+    return mean, all_reduce_sum((rows - mean).square().sum(dim=0)) / total

@@ -3,6 +3,9 @@
 import torch
 import torch.nn.functional as F
 
+# Vectors shorter than this have no direction to rotate.
+MIN_NORM = 1e-12
+
 # Elements of one block of the distance matrix, 16 MiB of float32: bounds the memory of a search, whatever N and K.
 DISTANCE_BLOCK_ELEMENTS = 1 << 22
 
@@ -55,8 +58,36 @@ def straight_through(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight
         quantized: chosen effective codes z_q, same shape.
         sync_weight: nu of the paper, 0 (plain straight-through) or more.
     """
-    # Same value as z + sg(z_q - z), but exactly z_q instead of z_q up to rounding.
-    output = quantized.detach() + (vectors - vectors.detach())
+    return _value_with_gradient_of(quantized, vectors, sync_weight)
+
+
+def rotation(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight: float = 0.0) -> torch.Tensor:
+    r"""Quantised value with the gradient of the rotation trick (Fifty et al., 2024, section 4.2).
+
+    Value: `quantized`. Each z is taken to its code by a rotation in their common plane and a rescaling, both held
+    constant in backward: \(\tilde q = sg(\frac{|z_q|}{|z|} R) z\), \(R = I - 2 r r^T + 2 \hat q \hat z^T\),
+    \(r = \frac{\hat z + \hat q}{|\hat z + \hat q|}\). So a gradient keeps its angle to the code as an angle to z.
+    Where z is 0 there is no rotation, and the gradient passes straight through.
+
+    Args:
+        vectors: encoder outputs z, `(N, C)`.
+        quantized: chosen effective codes z_q, `(N, C)`.
+        sync_weight: nu of the synchronised update, as in `straight_through`.
+    """
+    with torch.no_grad():
+        norm = vectors.norm(dim=1, keepdim=True)
+        unit, target = F.normalize(vectors, dim=1), F.normalize(quantized, dim=1)
+        bisector = F.normalize(unit + target, dim=1)
+        scale = quantized.norm(dim=1, keepdim=True) / norm.clamp(min=MIN_NORM)
+    reflected = (vectors * bisector).sum(dim=1, keepdim=True) * bisector
+    turned = (vectors * unit).sum(dim=1, keepdim=True) * target
+    rotated = torch.where(norm > MIN_NORM, scale * (vectors - 2 * reflected + 2 * turned), vectors)
+    return _value_with_gradient_of(quantized, rotated, sync_weight)
+
+
+def _value_with_gradient_of(quantized: torch.Tensor, carrier: torch.Tensor, sync_weight: float) -> torch.Tensor:
+    # z_q + (c - sg(c)) instead of c + sg(z_q - c): the same gradient, and the value is z_q to the last bit.
+    output = quantized.detach() + (carrier - carrier.detach())
     if sync_weight:
         output = output + sync_weight * (quantized - quantized.detach())
     return output

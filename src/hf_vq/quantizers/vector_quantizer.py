@@ -1,6 +1,7 @@
 """The vector quantizer layer."""
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,17 @@ from torch import nn
 from .codebook import Codebook
 from .configuration import VectorQuantizerConfig
 from .distributed import all_reduce_sum, joined_mean_factor
-from .functional import active_fraction, codebook_loss, commitment_loss, nearest_codes, perplexity, straight_through
+from .functional import (
+    active_fraction,
+    codebook_loss,
+    commitment_loss,
+    nearest_codes,
+    perplexity,
+    rotation,
+    straight_through,
+)
+
+ESTIMATORS = {"straight_through": straight_through, "rotation": rotation}
 
 
 @dataclass
@@ -18,11 +29,14 @@ class VectorQuantizerOutput:
 
     Attributes:
         quantized: same shape and dtype as the input; carries the estimator's gradient.
-        codes: the input's shape without its channel axis, int64 in `[0, K)`.
-        loss: scalar, `commitment_weight * commitment_loss + codebook_weight * codebook_loss`, float32.
+        codes: the input's shape without its channel axis, int64 in `[0, K)`; with several codebooks there is an axis
+            for them behind the batch axis.
+        loss: scalar, `commitment_weight * commitment_loss + codebook_weight * codebook_loss`, float32; without the
+            second term where something else than the optimizer's gradient moves the codes.
         commitment_loss: scalar `mean |z - sg(z_q)|^2`.
         codebook_loss: scalar `mean |sg(z) - z_q|^2`.
         perplexity: scalar, of this batch (in training over all processes); an epoch's is what `CodebookUsage` reports.
+            The mean over the codebooks.
         active_fraction: scalar, share of the codes that this batch uses (in training over all processes).
     """
 
@@ -35,12 +49,22 @@ class VectorQuantizerOutput:
     active_fraction: torch.Tensor
 
 
+@dataclass
+class _LookUp:
+    """One codebook's part in quantising a batch: what it saw `(N, c)`, what it chose `(N,)`, what that is `(N, c)`."""
+
+    vectors: torch.Tensor
+    codes: torch.Tensor
+    quantized: torch.Tensor
+
+
 class VectorQuantizer(nn.Module):
     """Replaces each vector of a feature map by its nearest code, with a gradient for what came before.
 
-    Implements van den Oord et al., 2017 (vector quantisation with a straight-through gradient) and, from Huh et al.,
-    2023, the affine re-parameterised codebook and the synchronised update. Arithmetic is float32 or better under any
-    autocast. In training mode the codes may be initialised or replaced at the start of `forward`; in eval mode nothing
+    Implements van den Oord et al., 2017 (vector quantisation with a straight-through gradient), the techniques of Huh
+    et al., 2023 (affine re-parameterised codes, alternating optimisation, synchronised update) and those that they are
+    compared with; see `VectorQuantizerConfig` for the choices. Arithmetic is float32 or better under any autocast. In
+    training mode the codes may be initialised, averaged or replaced at the start of `forward`; in eval mode nothing
     changes.
 
     Args:
@@ -58,12 +82,21 @@ class VectorQuantizer(nn.Module):
         if config is not None and fields:
             raise ValueError(f"give either config or fields, not both; got config and {sorted(fields)}")
         self.config = config if config is not None else VectorQuantizerConfig.from_dict(fields)
-        self.codebook = Codebook(self.config)
+        if self.config.structure == "single":
+            self.codebook = Codebook(self.config)
+        else:
+            self.codebooks = nn.ModuleList(Codebook(self.config, index) for index in range(self.config.num_codebooks))
+
+    @property
+    def all_codebooks(self) -> list[Codebook]:
+        """The codebooks in order: one with `structure="single"`."""
+        return [self.codebook] if self.config.structure == "single" else list(self.codebooks)  # type: ignore[arg-type]
 
     @property
     def effective_codebook(self) -> torch.Tensor:
-        """`(K, C)` codes as used for look-up and decoding."""
-        return self.codebook.effective()
+        """`(K, C)` codes as used for look-up and decoding; with several codebooks `(num_codebooks, K, channels)`."""
+        effective = [codebook.effective() for codebook in self.all_codebooks]
+        return effective[0] if self.config.structure == "single" else torch.stack(effective)
 
     def forward(self, features: torch.Tensor) -> VectorQuantizerOutput:
         """Quantises `(B, C, *spatial)`, or `(B, ..., C)` with `channel_last`.
@@ -73,71 +106,175 @@ class VectorQuantizer(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             vectors, shape = self._flatten(features)
-            if self.training:
-                self.codebook.prepare(vectors.detach())
-            effective = self._float(self.effective_codebook)
-            codes = nearest_codes(vectors, effective)
-            counts = torch.bincount(codes, minlength=self.config.codebook_size)
-            factor: torch.Tensor | float = 1.0
-            if self.training:
-                counts = all_reduce_sum(counts)
-                factor = joined_mean_factor(len(codes), counts.sum())
-                self.codebook.record(counts)
-            quantized = F.embedding(codes, effective)
-            commitment = factor * commitment_loss(vectors, quantized)
-            codebook = factor * codebook_loss(vectors, quantized)
-            output = straight_through(vectors, quantized, self.config.sync_weight)
+            look_ups = self._look_up(vectors, learn=self.training)
+            counts, factor = self._count(look_ups)
+            commitment = factor * _mean([commitment_loss(part.vectors, part.quantized) for part in look_ups])
+            codebook = factor * _mean([codebook_loss(part.vectors, part.quantized) for part in look_ups])
+            output = self._estimate(vectors, look_ups)
         return VectorQuantizerOutput(
             quantized=self._unflatten(output, shape).to(features.dtype),
-            codes=codes.view(shape),
-            loss=self.config.commitment_weight * commitment + self.config.codebook_weight * codebook,
+            codes=self._stack([part.codes for part in look_ups], shape),
+            loss=self.config.commitment_weight * commitment + self._codebook_weight * codebook,
             commitment_loss=commitment,
             codebook_loss=codebook,
-            perplexity=perplexity(counts),
-            active_fraction=active_fraction(counts),
+            perplexity=_mean([perplexity(count) for count in counts]),
+            active_fraction=_mean([active_fraction(count) for count in counts]),
         )
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Codes of `(B, C, *spatial)` features: `(B, *spatial)` int64. Changes no state, in training mode either."""
-        with torch.autocast(features.device.type, enabled=False):
+        """Codes of `(B, C, *spatial)` features, int64: `(B, *spatial)`, or `(B, num_codebooks, *spatial)` with several
+        codebooks. Changes no state, in training mode either."""
+        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             vectors, shape = self._flatten(features)
-            return nearest_codes(vectors, self._float(self.effective_codebook)).view(shape)
+            return self._stack([part.codes for part in self._look_up(vectors, learn=False)], shape)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Effective vectors of codes: `(B, *spatial)` int64 -> `(B, C, *spatial)`, or `(B, ..., C)` with
-        `channel_last`.
+        """Effective vectors of codes: `(B, *spatial)` int64 (with several codebooks `(B, num_codebooks, *spatial)`)
+        -> `(B, C, *spatial)`, or `(B, ..., C)` with `channel_last`.
 
         Raises:
-            ValueError: if a code is outside `[0, K)`.
+            ValueError: if a code is outside `[0, K)` or the axis of the codebooks has another length.
         """
-        if codes.numel():
-            low, high = (int(bound) for bound in torch.aminmax(codes))
-            if low < 0 or high >= self.config.codebook_size:
-                raise ValueError(
-                    f"codes must lie in [0, {self.config.codebook_size}); got values from {low} to {high}. "
-                    "Masked positions must be filled before decoding."
-                )
-        vectors = F.embedding(codes, self.effective_codebook)
-        return vectors if self.config.channel_last else vectors.movedim(-1, 1)
+        check_codes(codes, self.config.codebook_size)
+        parts = [codes] if self.config.structure == "single" else list(codes.unbind(dim=1))
+        if len(parts) != self.config.num_codebooks:
+            raise ValueError(
+                f"codes must be (B, {self.config.num_codebooks}, ...), one entry per codebook; got {tuple(codes.shape)}"
+            )
+        books = self.all_codebooks
+        vectors = [F.embedding(part, book.effective()) for part, book in zip(parts, books, strict=True)]
+        joined = self._join(vectors)
+        return joined if self.config.channel_last else joined.movedim(-1, 1)
+
+    def codebook_objective(self, features: torch.Tensor) -> torch.Tensor:
+        """What the codes minimise in alternating optimisation: `mean |sg(z) - z_q|^2` with the assignments of now.
+
+        Args:
+            features: encoder outputs, as for `forward`.
+
+        Returns:
+            Scalar, differentiable in the codebook's parameters only. Changes no state.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            vectors, _ = self._flatten(features.detach())
+            look_ups = self._look_up(vectors, learn=False)
+            loss = _mean([codebook_loss(part.vectors, part.quantized) for part in look_ups])
+            rows = torch.tensor(len(vectors), device=vectors.device)
+            return joined_mean_factor(len(vectors), all_reduce_sum(rows)) * loss
 
     def freeze_codebook(self) -> None:
-        """Freezes codes, parameterisation, counters and replacement."""
-        self.codebook.freeze()
+        """Freezes codes, parameterisation, averages, counters and replacement."""
+        for codebook in self.all_codebooks:
+            codebook.freeze()
+
+    @property
+    def _codebook_weight(self) -> float:
+        # A factor 0 keeps the codes in the graph: data-parallel training waits for a gradient of every parameter.
+        return self.config.codebook_weight if self.config.update == "gradient" else 0.0
+
+    def _look_up(self, vectors: torch.Tensor, learn: bool) -> list[_LookUp]:
+        if self.config.structure != "residual":
+            parts = vectors.chunk(self.config.num_codebooks, dim=1)
+            return [_choose(book, part, learn) for book, part in zip(self.all_codebooks, parts, strict=True)]
+        look_ups: list[_LookUp] = []
+        for codebook in self.all_codebooks:
+            look_ups.append(_choose(codebook, vectors, learn))
+            vectors = vectors - look_ups[-1].quantized.detach()
+        return look_ups
+
+    def _count(self, look_ups: list[_LookUp]) -> tuple[list[torch.Tensor], torch.Tensor | float]:
+        """Usage of each codebook, noted if in training, and the factor that makes local means joined ones."""
+        counts = [torch.bincount(part.codes, minlength=self.config.codebook_size) for part in look_ups]
+        if not self.training:
+            return counts, 1.0
+        counts = list(all_reduce_sum(torch.stack(counts)))
+        for codebook, count, part in zip(self.all_codebooks, counts, look_ups, strict=True):
+            codebook.record(count, part.vectors.detach(), part.codes)
+        return counts, joined_mean_factor(len(look_ups[0].codes), counts[0].sum())
+
+    def _estimate(self, vectors: torch.Tensor, look_ups: list[_LookUp]) -> torch.Tensor:
+        estimator = ESTIMATORS[self.config.estimator]
+        if self.config.structure == "residual":  # one gradient for the sum: every stage sees the same vector
+            return estimator(vectors, self._join([part.quantized for part in look_ups]), self.config.sync_weight)
+        return self._join([estimator(part.vectors, part.quantized, self.config.sync_weight) for part in look_ups])
+
+    def _join(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        if len(parts) == 1:
+            return parts[0]
+        return reduce(torch.add, parts) if self.config.structure == "residual" else torch.cat(parts, dim=-1)
+
+    def _stack(self, codes: list[torch.Tensor], shape: torch.Size) -> torch.Tensor:
+        if self.config.structure == "single":
+            return codes[0].view(shape)
+        return torch.stack([part.view(shape) for part in codes], dim=1)
 
     def _flatten(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Size]:
-        channel_axis = -1 if self.config.channel_last else 1
-        if features.ndim < 2 or features.shape[channel_axis] != self.config.codebook_dim:
-            raise ValueError(
-                f"expected {self.config.codebook_dim} channels (codebook_dim) on axis {channel_axis}; got shape "
-                f"{tuple(features.shape)}"
-            )
-        channels_last = features.movedim(channel_axis, -1)
-        return self._float(channels_last.reshape(-1, self.config.codebook_dim)), channels_last.shape[:-1]
+        return flatten_features(features, self.config.codebook_dim, self.config.channel_last)
 
     def _unflatten(self, vectors: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        output = vectors.view(*shape, self.config.codebook_dim)
-        return output if self.config.channel_last else output.movedim(-1, 1)
+        return unflatten_vectors(vectors, shape, self.config.channel_last)
 
-    @staticmethod
-    def _float(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+def _choose(codebook: Codebook, vectors: torch.Tensor, learn: bool) -> _LookUp:
+    vectors = codebook.normalize(vectors)
+    if learn:
+        codebook.prepare(vectors.detach())
+    effective = as_float(codebook.effective())
+    codes = nearest_codes(vectors, effective)
+    return _LookUp(vectors, codes, F.embedding(codes, effective))
+
+
+def _mean(values: list[torch.Tensor]) -> torch.Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean(dim=0)
+
+
+def as_float(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in float32, or in its own type if that is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def flatten_features(
+    features: torch.Tensor, num_channels: int, channel_last: bool = False
+) -> tuple[torch.Tensor, torch.Size]:
+    """Rows of a feature map in float32 or better.
+
+    Args:
+        features: `(B, C, *spatial)`, or `(B, ..., C)` with `channel_last`.
+        num_channels: C, the codebook's dimension.
+        channel_last: where the channels are.
+
+    Returns:
+        `(N, C)` rows and the shape `(B, *spatial)`.
+
+    Raises:
+        ValueError: if the channel axis has another width.
+    """
+    channel_axis = -1 if channel_last else 1
+    if features.ndim < 2 or features.shape[channel_axis] != num_channels:
+        raise ValueError(
+            f"expected {num_channels} channels (codebook_dim) on axis {channel_axis}; got shape {tuple(features.shape)}"
+        )
+    channels_last = features.movedim(channel_axis, -1)
+    return as_float(channels_last.reshape(-1, num_channels)), channels_last.shape[:-1]
+
+
+def unflatten_vectors(vectors: torch.Tensor, shape: torch.Size, channel_last: bool = False) -> torch.Tensor:
+    """Inverse of `flatten_features`: `(N, C)` rows -> `(B, C, *spatial)`, or `(B, ..., C)` with `channel_last`."""
+    output = vectors.view(*shape, vectors.shape[-1])
+    return output if channel_last else output.movedim(-1, 1)
+
+
+def check_codes(codes: torch.Tensor, codebook_size: int) -> None:
+    """Refuses codes that no codebook row belongs to.
+
+    Raises:
+        ValueError: if a code is outside `[0, codebook_size)`.
+    """
+    if codes.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(codes))
+    if low < 0 or high >= codebook_size:
+        raise ValueError(
+            f"codes must lie in [0, {codebook_size}); got values from {low} to {high}. Masked positions must be filled "
+            "before decoding."
+        )

@@ -35,6 +35,12 @@ class TrainingArguments:
     ema_decay: float = field(
         default=0.99, metadata={"help": "Decay of the averaged weights, which are the ones saved."}
     )
+    codebook_learning_rate: float | None = field(
+        default=None, metadata={"help": "With alternating optimisation, the codebook's own; learning_rate by default."}
+    )
+    codebook_inner_steps: int = field(
+        default=1, metadata={"help": "With alternating optimisation, the codebook's steps per training step."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order and noise."})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
     report_to: str = field(

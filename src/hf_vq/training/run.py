@@ -16,8 +16,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..quantizers import Codebook
+from ..quantizers.codebook import PlacementWatch
+from .alternating import AlternatingOptimizer, alternating_quantizers
 from .arguments import TrainingArguments
+from .moments import forget_moments, restart_averages
 from .sampler import ResumableSampler
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -84,9 +86,17 @@ class TrainingRun:
             args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
         )
         self.ema = EMAModel(model.parameters(), decay=args.ema_decay)
+        self._placements = PlacementWatch(model)
+        self.alternating = (
+            AlternatingOptimizer(model, args.codebook_learning_rate or args.learning_rate, args.codebook_inner_steps)
+            if alternating_quantizers(model)
+            else None
+        )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.ema.to(accelerator.device)
         accelerator.register_for_checkpointing(self.lr_scheduler, self.ema)
+        if self.alternating is not None:
+            accelerator.register_for_checkpointing(self.alternating)
         if accelerator.log_with:
             accelerator.init_trackers("hf_vq", config={k: str(v) for k, v in vars(args).items()})
         if args.resume_from_checkpoint:
@@ -123,6 +133,17 @@ class TrainingRun:
         number = (self.step * accelerator.num_processes + accelerator.process_index) * args.gradient_accumulation_steps
         return torch.Generator().manual_seed(args.seed * 1_000_003 + number + batch_index)
 
+    def move_codes(self, pixel_values: torch.Tensor) -> None:
+        """The inner steps of alternating optimisation, if the model's quantizer asks for it: call it before forward.
+
+        Args:
+            pixel_values: the batch that the model is about to be trained on.
+        """
+        if self.alternating is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                latents = self.unwrapped_model.encode_latents(pixel_values)
+            self.alternating.step(latents)
+
     def optimize(self, loss: torch.Tensor, figures: Mapping[str, Any]) -> bool:
         """Backward and, when gradients are complete, one optimizer step.
 
@@ -144,14 +165,15 @@ class TrainingRun:
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-            forget_moved_codes(self.unwrapped_model, self.optimizer.state)
+            moved = self._placements.take()
+            forget_moments(self.optimizer.state, moved)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not self.accelerator.sync_gradients:
             return False
         self.lr_scheduler.step()
         self.ema.step(self.unwrapped_model.parameters())
-        average_moved_codes(self.unwrapped_model, self.ema)
+        restart_averages(self.unwrapped_model, self.ema, moved)
         self.step += 1
         self._progress.update()
         if self.step % self.args.logging_steps == 0 or self.finished:
@@ -256,26 +278,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for p in trainable if id(p) in decayed], "weight_decay": weight_decay},
         {"params": [p for p in trainable if id(p) not in decayed], "weight_decay": 0.0},
     ]
-
-
-def forget_moved_codes(model: nn.Module, optimizer_state: Mapping[Any, Any]) -> None:
-    """Clears the optimizer's moments of codes that initialisation or replacement placed anew."""
-    for codebook in _codebooks(model):
-        for moment in optimizer_state.get(codebook.weight, {}).values():
-            if isinstance(moment, torch.Tensor) and moment.shape == codebook.weight.shape:
-                moment[codebook.moved] = 0
-
-
-def average_moved_codes(model: nn.Module, ema: EMAModel) -> None:
-    """Restarts the average of codes placed anew at their new place, and clears the mark."""
-    averages = dict(zip(map(id, model.parameters()), ema.shadow_params, strict=True))
-    for codebook in _codebooks(model):
-        averages[id(codebook.weight)][codebook.moved] = codebook.weight.detach()[codebook.moved]
-        codebook.moved.zero_()
-
-
-def _codebooks(model: nn.Module) -> list[Codebook]:
-    return [module for module in model.modules() if isinstance(module, Codebook)]
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
