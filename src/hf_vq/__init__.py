@@ -13,13 +13,20 @@ if TYPE_CHECKING:
     from transformers import ImageProcessingMixin as ImageProcessingMixin
     from transformers import PreTrainedModel as PreTrainedModel
 
+    from .models.configuration_vq_image_classifier import VQImageClassifierConfig as VQImageClassifierConfig
     from .models.configuration_vq_tokenizer import VQTokenizerConfig as VQTokenizerConfig
     from .models.modeling_code_transformer import CodeTransformer as CodeTransformer
+    from .models.modeling_vq_image_classifier import VQForImageClassification as VQForImageClassification
     from .models.modeling_vq_tokenizer import VQTokenizer as VQTokenizer
+    from .pipelines.pipeline_code_generation import CodeGenerationPipeline as CodeGenerationPipeline
     from .pipelines.pipeline_views_to_volume import ViewsToVolumePipeline as ViewsToVolumePipeline
     from .processors.image_processing_ct_volume import CTVolumeProcessor as CTVolumeProcessor
     from .processors.image_processing_xray import XrayImageProcessor as XrayImageProcessor
     from .quantizers import CodebookUsage as CodebookUsage
+    from .quantizers import FiniteScalarQuantizer as FiniteScalarQuantizer
+    from .quantizers import FiniteScalarQuantizerConfig as FiniteScalarQuantizerConfig
+    from .quantizers import LookupFreeQuantizer as LookupFreeQuantizer
+    from .quantizers import LookupFreeQuantizerConfig as LookupFreeQuantizerConfig
     from .quantizers import VectorQuantizer as VectorQuantizer
     from .quantizers import VectorQuantizerConfig as VectorQuantizerConfig
     from .quantizers import VectorQuantizerOutput as VectorQuantizerOutput
@@ -33,11 +40,18 @@ _EXPORTS = {
     "VectorQuantizer": "hf_vq.quantizers",
     "VectorQuantizerConfig": "hf_vq.quantizers",
     "VectorQuantizerOutput": "hf_vq.quantizers",
+    "FiniteScalarQuantizer": "hf_vq.quantizers",
+    "FiniteScalarQuantizerConfig": "hf_vq.quantizers",
+    "LookupFreeQuantizer": "hf_vq.quantizers",
+    "LookupFreeQuantizerConfig": "hf_vq.quantizers",
     "CodebookUsage": "hf_vq.quantizers",
     "VQTokenizer": "hf_vq.models.modeling_vq_tokenizer",
     "VQTokenizerConfig": "hf_vq.models.configuration_vq_tokenizer",
+    "VQForImageClassification": "hf_vq.models.modeling_vq_image_classifier",
+    "VQImageClassifierConfig": "hf_vq.models.configuration_vq_image_classifier",
     "CodeTransformer": "hf_vq.models.modeling_code_transformer",
     "AbsorbingScheduler": "hf_vq.schedulers.scheduling_absorbing",
+    "CodeGenerationPipeline": "hf_vq.pipelines.pipeline_code_generation",
     "ViewsToVolumePipeline": "hf_vq.pipelines.pipeline_views_to_volume",
     "CTVolumeProcessor": "hf_vq.processors.image_processing_ct_volume",
     "XrayImageProcessor": "hf_vq.processors.image_processing_xray",
@@ -46,7 +60,7 @@ _EXPORTS = {
     "ModelMixin": "diffusers",
     "SchedulerMixin": "diffusers",
 }
-_PIPELINES = frozenset({"ViewsToVolumePipeline"})
+_PIPELINES = frozenset({"CodeGenerationPipeline", "ViewsToVolumePipeline"})
 
 __all__ = sorted(_EXPORTS)
 
@@ -64,15 +78,19 @@ def __dir__() -> list[str]:
 
 
 def _register_with_transformers() -> None:
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
+    from .models.configuration_vq_image_classifier import VQImageClassifierConfig
     from .models.configuration_vq_tokenizer import VQTokenizerConfig
+    from .models.modeling_vq_image_classifier import VQForImageClassification
     from .models.modeling_vq_tokenizer import VQTokenizer
     from .processors.image_processing_ct_volume import CTVolumeProcessor
     from .processors.image_processing_xray import XrayImageProcessor
 
     AutoConfig.register(VQTokenizerConfig.model_type, VQTokenizerConfig, exist_ok=True)
     AutoModel.register(VQTokenizerConfig, VQTokenizer, exist_ok=True)
+    AutoConfig.register(VQImageClassifierConfig.model_type, VQImageClassifierConfig, exist_ok=True)
+    AutoModelForImageClassification.register(VQImageClassifierConfig, VQForImageClassification, exist_ok=True)
     for processor in (XrayImageProcessor, CTVolumeProcessor):
         # AutoImageProcessor picks by class name among the registered entries, and takes the first backend of the entry
         # it finds. Two processors under one config class would shadow each other, so each has an entry of its own.

@@ -1,7 +1,8 @@
-"""Paired data sets of volumes and views, and the radiographs and cohorts they are made of."""
+"""Paired data sets of volumes and views, the radiographs and cohorts they are made of, and labelled images."""
 
 from .cohort import CohortConfig
+from .images import ImageDataset, make_image_processor
 from .paired import PairedDataset
 from .radiographs import line_integrals, render_views
 
-__all__ = ["CohortConfig", "PairedDataset", "line_integrals", "render_views"]
+__all__ = ["CohortConfig", "ImageDataset", "PairedDataset", "line_integrals", "make_image_processor", "render_views"]

@@ -184,8 +184,13 @@ def _cell(summary: Mapping[str, Any] | None, decimals: int) -> str:
     return f"{summary['mean']:.{decimals}f} ± {summary['standard_error']:.{decimals}f} ({summary['std']:.{decimals}f})"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with the first column left-aligned and the others right-aligned, padded for plain text."""
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with the first column left-aligned and the others right-aligned, padded for plain text.
+
+    Args:
+        header: titles of the columns.
+        rows: cells of each row, as many as titles.
+    """
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -219,7 +224,7 @@ def _score_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
         [name, *(_cell(row.get(metric), METRIC_LABELS[metric][1]) for metric in metrics)]
         for name, row in summary.items()
     ]
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _distribution_text(distribution: Mapping[str, Any], nearest_k: int) -> str:
@@ -233,7 +238,7 @@ def _distribution_text(distribution: Mapping[str, Any], nearest_k: int) -> str:
         f"Distribution of whole sets, {distribution['num_real']} real volumes ({distribution['real_set']}), "
         f"nearest_k = {nearest_k}; features: {distribution['features']}. {FEW_SUBJECTS_WARNING}"
     )
-    table = [_table(["", "generated", *names], rows)] if rows else []
+    table = [markdown_table(["", "generated", *names], rows)] if rows else []
     return "\n\n".join([introduction, *table, *distribution["left_out"]])
 
 
@@ -248,6 +253,6 @@ def _codebook_text(codebook: Mapping[str, Any]) -> str:
         ]
         for name, use in codebook.items()
     ]
-    return "Codebook of the volume tokenizer on held-out data.\n\n" + _table(
+    return "Codebook of the volume tokenizer on held-out data.\n\n" + markdown_table(
         ["", "codes used", "fraction", "perplexity"], rows
     )

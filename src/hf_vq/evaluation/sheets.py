@@ -1,4 +1,4 @@
-"""Pictures: X-rays, true CT, generated CT and error side by side; inputs and reconstructions of a tokenizer."""
+"""Pictures: X-rays, true CT, generated CT and error side by side; reconstructions of a tokenizer; generated images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,7 +123,7 @@ def save_reconstruction_sheet(
     """Draw inputs, reconstructions and absolute errors in three rows, for images or for the mid slices of volumes.
 
     Args:
-        inputs: shape (B, 1, H, W) or (B, 1, D, H, W), values in `value_range`.
+        inputs: shape (B, 1, H, W), (B, 3, H, W) or (B, 1, D, H, W), values in `value_range`.
         reconstructions: same shape; clipped to `value_range`.
         path: PNG file to write; it appears only when it is whole.
         max_items: items drawn; by default 8 images or 3 volumes (three slices each).
@@ -134,7 +134,7 @@ def save_reconstruction_sheet(
         The path.
 
     Raises:
-        ValueError: unequal shapes, other axes, more than one channel, an empty batch, or an empty value range.
+        ValueError: unequal shapes, other axes or channels, an empty batch, or an empty value range.
         ImportError: matplotlib isn't installed.
     """
     _check_pair(inputs, reconstructions, value_range)
@@ -152,10 +152,43 @@ def save_reconstruction_sheet(
         group, first_column = (item, 0) if is_volume else (0, item)
         if is_volume:
             layout.group_title(figure, group, f"volume {item + 1}", top=header - 0.3)
-        pair = (_unit_range(tensor[item, 0], value_range) for tensor in (inputs, reconstructions))
+        pair = (_unit_range(tensor[item], value_range) for tensor in (inputs, reconstructions))
         _draw_reconstruction(figure, layout, group, first_column, *pair)
     span = layout.group_span(0)[0], layout.group_span(len(groups) - 1)[1]
     layout.colour_bar(figure, span, _ERROR_SCALE, "error, % of the range")
+    return _save(figure, path)
+
+
+def save_sample_sheet(path: str | Path, rows: Mapping[str, torch.Tensor], title: str = "") -> Path:
+    """Draw generated images, one row for each class.
+
+    Args:
+        path: PNG file to write; it appears only when it is whole.
+        rows: for the label of each row its images, shape (n, 1, H, W) or (n, 3, H, W), values in [0, 1], which they
+            are clipped to.
+        title: text above the picture.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no rows, or rows that are empty or not of images.
+        ImportError: matplotlib isn't installed.
+    """
+    for name, images in rows.items():
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+            raise ValueError(f"row {name!r} has shape {tuple(images.shape)}; expected (n, 1 or 3, H, W), n at least 1")
+    if not rows:
+        raise ValueError("no images to draw; expected at least one row")
+    columns = max(len(images) for images in rows.values())
+    layout = _Layout((columns,), len(rows), header=0.45 if title else 0.1, footer=0.05, label_width=0.35)
+    figure = layout.new_figure()
+    layout.text(figure, layout.width / 2, 0.2, title, size=9, color=FOREGROUND, weight="bold")
+    for row, (name, images) in enumerate(rows.items()):
+        layout.row_label(figure, row, name)
+        for column, image in enumerate(images):
+            array = _displayed(_unit_range(image, (0.0, 1.0)))
+            _show(layout.tile(figure, row, 0, column, ""), array, (0.0, 1.0, "gray"))
     return _save(figure, path)
 
 
@@ -265,10 +298,11 @@ def _draw_subject(figure: Any, layout: _Layout, row: int, subject: SheetSubject,
 
 def _check_pair(inputs: torch.Tensor, reconstructions: torch.Tensor, value_range: tuple[float, float]) -> None:
     """Raises ValueError for inputs and reconstructions that can't be drawn beside each other."""
-    if inputs.shape != reconstructions.shape or inputs.ndim not in (4, 5) or inputs.shape[1] != 1 or not len(inputs):
+    fits = (inputs.ndim == 4 and inputs.shape[1] in (1, 3)) or (inputs.ndim == 5 and inputs.shape[1] == 1)
+    if inputs.shape != reconstructions.shape or not fits or not len(inputs):
         raise ValueError(
             f"inputs have shape {tuple(inputs.shape)} and reconstructions {tuple(reconstructions.shape)}; expected one "
-            "shape (B, 1, H, W) or (B, 1, D, H, W)"
+            "shape (B, 1, H, W), (B, 3, H, W) or (B, 1, D, H, W)"
         )
     if not value_range[0] < value_range[1]:
         raise ValueError(f"value_range is {tuple(value_range)}; expected its lower end first, such as (-1, 1)")
@@ -277,14 +311,27 @@ def _check_pair(inputs: torch.Tensor, reconstructions: torch.Tensor, value_range
 def _draw_reconstruction(
     figure: Any, layout: _Layout, group: int, first_column: int, true: npt.NDArray[Any], made: npt.NDArray[Any]
 ) -> None:
-    """Input, reconstruction and error of one image (one column) or of one volume's mid slices (three columns)."""
-    for row, array in enumerate((true, made, 100 * np.abs(true - made))):
+    """Input, reconstruction and error of one image (one column) or of one volume's mid slices (three columns).
+
+    Both have shape (C, H, W) or (1, D, H, W); the error is the mean over the channels.
+    """
+    is_volume = true.ndim == 4
+    error = 100 * np.abs(true - made).mean(axis=0)
+    for row, array in enumerate((true, made, error)):
         scale = _ERROR_SCALE if row == 2 else (0.0, 1.0, "gray")
-        if array.ndim == 2:
-            _show(layout.tile(figure, row, group, first_column, f"{first_column + 1}"), array, scale)
+        if not is_volume:
+            _show(layout.tile(figure, row, group, first_column, f"{first_column + 1}"), _displayed(array), scale)
             continue
+        volume = array if row == 2 else array[0]
         for column, plane in enumerate(PLANES):
-            _show(layout.tile(figure, row, group, first_column + column, plane), oriented_slice(array, plane), scale)
+            _show(layout.tile(figure, row, group, first_column + column, plane), oriented_slice(volume, plane), scale)
+
+
+def _displayed(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """An image as it is drawn: (H, W) stays, (1, H, W) loses its channel, (3, H, W) gets its channels last."""
+    if image.ndim == 2:
+        return image
+    return image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
 
 
 def _unit_range(tensor: torch.Tensor, value_range: tuple[float, float]) -> npt.NDArray[np.float32]:

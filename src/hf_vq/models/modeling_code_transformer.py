@@ -1,9 +1,8 @@
-"""Transformer over a grid of codes, conditional on the codes of 2D views."""
+"""Transformer over a grid of codes of a volume or an image, conditional on the codes of 2D views or on a class."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +12,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-# Each axis of space may be walked in two directions; a position is stored under the first of the pair.
-OPPOSITE_DIRECTIONS = {"inferior": "superior", "posterior": "anterior", "left": "right"}
-DIRECTIONS = (*OPPOSITE_DIRECTIONS.values(), *OPPOSITE_DIRECTIONS)
+from .axial_positions import DEFAULT_VOLUME_AXES, DIRECTIONS, IMAGE_AXES, AxialPositions, axis_of
+
 DEFAULT_VIEW_AXES = {"frontal": ("inferior", "left"), "lateral": ("inferior", "posterior")}
 POSITION_EMBEDDINGS = ("axial", "learned")
 CONTEXT_ATTENTIONS = ("full", "prefix")
@@ -83,64 +81,23 @@ class CodeTransformerBlock(nn.Module):
         return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
-class AxialPositions(nn.Module):
-    """Position vectors built from one learned table per axis of space, shared by the volume's codes and by the views.
-
-    A code at (d, h, w) gets the sum of three rows, one of each axis; a token of a view gets the sum of the rows of the
-    two axes that the view shows. So a frontal row and the volume's superior-inferior coordinate are the same thing from
-    the first step, and training is free to move the tables away from that.
-
-    Args:
-        grid: sides of the code grid, one table of that length for each.
-        axes: directions in which the grid's indices grow.
-        hidden_size: width of a position vector.
-    """
-
-    def __init__(self, grid: Sequence[int], axes: Sequence[str], hidden_size: int) -> None:
-        super().__init__()
-        self.axes = tuple(axes)
-        self.tables = nn.ParameterDict(
-            {
-                _axis(axis): nn.Parameter(torch.randn(side, hidden_size) / math.sqrt(len(grid)))
-                for axis, side in zip(axes, grid, strict=True)
-            }
-        )
-
-    def forward(self, axes: Sequence[str], sides: Sequence[int]) -> torch.Tensor:
-        """`(prod(sides), hidden)` positions, row-major, of a grid whose indices grow in the directions `axes`."""
-        parts = [
-            self._along(axis, side).view(*[side if i == index else 1 for i in range(len(sides))], -1)
-            for index, (axis, side) in enumerate(zip(axes, sides, strict=True))
-        ]
-        return reduce(torch.add, parts).flatten(0, -2)
-
-    def _along(self, axis: str, side: int) -> torch.Tensor:
-        table = self.tables[_axis(axis)]
-        same_direction = axis in self.axes
-        if side != table.shape[0]:
-            table = F.interpolate(table.T[None], size=side, mode="linear", align_corners=False)[0].T
-        return table if same_direction else table.flip(0)
-
-
-def _axis(direction: str) -> str:
-    return OPPOSITE_DIRECTIONS.get(direction, direction)
-
-
 class CodeTransformer(ModelMixin, ConfigMixin):
-    r"""Predicts the masked codes of a volume from its settled codes and from all codes of its views.
+    r"""Predicts the masked codes of a volume or an image from its settled codes, its views and its class.
 
     The denoising network of absorbing discrete diffusion (Bond-Taylor et al., 2022; Corona-Figueroa et al., 2023).
-    Its tokens are [view tokens ; code tokens], and it needs no timestep, since the number of masks tells it.
+    Its tokens are [view tokens ; code tokens], and it needs no timestep, since the number of masks tells it. Views and
+    class are optional; a class label is a learned vector added to every code token.
 
     Args:
-        num_codes (`int`): codebook size K of the volume tokenizer; id K is the mask.
-        code_grid (`tuple[int, int, int]`): sides of the volume's code grid, (D, H, W).
-        context_dim (`int`): channels of the view tokenizer's codes.
+        num_codes (`int`): codebook size K of the tokenizer; id K is the mask.
+        code_grid (`tuple[int, ...]`): sides of the code grid, (D, H, W) of a volume or (rows, columns) of an image.
+        context_dim (`int`, *optional*): channels of the view tokenizer's codes; `None` for a model without views.
         context_grid (`tuple[int, int]`): sides of a view's code grid, (rows, columns).
-        view_axes (`dict[str, tuple[str, str]]`): for each view that the model knows, the directions in the patient in
-            which its rows and columns grow. View ids are positions in the sorted names: saving does not keep a dict's
-            order.
-        volume_axes (`tuple[str, str, str]`): directions in which the code grid's D, H and W grow.
+        view_axes (`dict[str, tuple[str, str]]`, *optional*): for each view that the model knows, the directions in the
+            patient in which its rows and columns grow; by default a frontal and a lateral view, none if `context_dim`
+            is `None`. View ids are positions in the sorted names: saving does not keep a dict's order.
+        volume_axes (`tuple[str, ...]`, *optional*): directions in which the code grid's sides grow; by default
+            (superior, anterior, right) for a volume and (rows, columns) for an image.
         hidden_size (`int`): width.
         num_layers (`int`): blocks.
         num_heads (`int`): attention heads; divides `hidden_size`.
@@ -150,6 +107,10 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             `"learned"`: the paper's free table, one vector per token.
         context_attention (`str`): `"full"`: all tokens attend to all (the paper); `"prefix"`: view tokens attend to
             view tokens only, so `encode_context` is computed once and serves every sampling step exactly.
+        num_classes (`int`, *optional*): classes of a class-conditional model; label `num_classes` means no label.
+        label_dropout (`float`): share of the labels that `drop_labels` replaces by no label in training, which
+            classifier-free guidance (Ho & Salimans, 2022) and samples without a label need.
+        id2label (`dict[int, str]`, *optional*): name of every class.
     """
 
     _supports_gradient_checkpointing = True
@@ -161,10 +122,10 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         self,
         num_codes: int = 512,
         code_grid: Sequence[int] = (8, 8, 8),
-        context_dim: int = 8,
+        context_dim: int | None = 8,
         context_grid: Sequence[int] = (8, 8),
-        view_axes: Mapping[str, Sequence[str]] = DEFAULT_VIEW_AXES,
-        volume_axes: Sequence[str] = ("superior", "anterior", "right"),
+        view_axes: Mapping[str, Sequence[str]] | None = None,
+        volume_axes: Sequence[str] | None = None,
         hidden_size: int = 256,
         num_layers: int = 4,
         num_heads: int = 4,
@@ -172,16 +133,30 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         dropout: float = 0.0,
         position_embedding: str = "axial",
         context_attention: str = "full",
+        num_classes: int | None = None,
+        label_dropout: float = 0.0,
+        id2label: Mapping[int | str, str] | None = None,
     ) -> None:
         super().__init__()
-        _check_config(code_grid, context_grid, view_axes, volume_axes, hidden_size, num_heads)
+        if volume_axes is None:
+            volume_axes = IMAGE_AXES if len(code_grid) == len(IMAGE_AXES) else DEFAULT_VOLUME_AXES
+        if view_axes is None:
+            view_axes = DEFAULT_VIEW_AXES if context_dim is not None else {}
+        self.register_to_config(volume_axes=volume_axes, view_axes=view_axes)
+        _check_config(code_grid, context_dim, context_grid, view_axes, volume_axes)
+        _check_width(hidden_size, num_heads)
+        _check_classes(num_classes, label_dropout, id2label)
         _check_choice("position_embedding", position_embedding, POSITION_EMBEDDINGS)
         _check_choice("context_attention", context_attention, CONTEXT_ATTENTIONS)
         self.code_embedding = nn.Embedding(num_codes + 1, hidden_size)
-        self.context_projection = nn.Linear(context_dim, hidden_size)
+        if context_dim is not None:
+            self.context_projection = nn.Linear(context_dim, hidden_size)
+        if num_classes is not None:
+            self.class_embedding = nn.Embedding(num_classes + 1, hidden_size)
         if position_embedding == "axial":
             self.positions = AxialPositions(code_grid, volume_axes, hidden_size)
-            self.view_embedding = nn.Embedding(len(view_axes), hidden_size)
+            if context_dim is not None:
+                self.view_embedding = nn.Embedding(len(view_axes), hidden_size)
         else:
             tokens = math.prod(code_grid) + len(view_axes) * math.prod(context_grid)
             self.position_table = nn.Parameter(torch.zeros(tokens, hidden_size))
@@ -208,7 +183,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         nn.init.normal_(self.head.weight, std=HEAD_INIT_STD)
 
     @torch.no_grad()
-    def initialize_from_codebooks(self, codes: torch.Tensor, context_codes: torch.Tensor) -> None:
+    def initialize_from_codebooks(self, codes: torch.Tensor, context_codes: torch.Tensor | None = None) -> None:
         """Starts training from what the tokenizers' codebooks already know; call it once, on a new model.
 
         Codes that lie close together in the codebook get similar input vectors and similar output weights, by one
@@ -216,21 +191,28 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         position vectors, whatever the scale of the codebook: position does not drown content at the start.
 
         Args:
-            codes: `(num_codes, C)` effective codebook of the volume tokenizer, any C.
-            context_codes: `(K, context_dim)` effective codebook of the view tokenizer.
+            codes: `(num_codes, C)` effective codebook of the tokenizer, any C.
+            context_codes: `(K, context_dim)` effective codebook of the view tokenizer, for a model with views.
 
         Raises:
-            ValueError: if a shape does not fit.
+            ValueError: if a shape does not fit, or `context_codes` are missing or of no use.
         """
         if codes.ndim != 2 or len(codes) != self.config.num_codes:
             raise ValueError(f"codes must be ({self.config.num_codes}, C); got {tuple(codes.shape)}")
-        if context_codes.ndim != 2 or context_codes.shape[1] != self.config.context_dim:
+        if (context_codes is None) != (self.config.context_dim is None):
+            raise ValueError(
+                f"context_codes belong to a model with views: context_dim is {self.config.context_dim}, and they are "
+                f"{'missing' if context_codes is None else 'given'}"
+            )
+        if context_codes is not None and context_codes.shape[1:] != (self.config.context_dim,):
             raise ValueError(f"context_codes must be (K, {self.config.context_dim}); got {tuple(context_codes.shape)}")
         hidden_size = self.config.hidden_size
         mean, scale = _mean_and_scale(codes)
         standardized = (codes - mean) / scale
         self.code_embedding.weight[:-1] = standardized @ _random_projection(codes, hidden_size)
         self.head.weight.copy_(HEAD_INIT_STD * standardized @ _random_projection(codes, hidden_size))
+        if context_codes is None:
+            return
         mean, scale = _mean_and_scale(context_codes)
         weight = _random_projection(context_codes, hidden_size).T / scale
         self.context_projection.weight.copy_(weight)
@@ -245,6 +227,22 @@ class CodeTransformer(ModelMixin, ConfigMixin):
     def view_names(self) -> list[str]:
         """Views that the model knows, sorted; a view's id is its place here."""
         return sorted(self.config.view_axes)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Number of each class by its name; empty where the classes have no names."""
+        return {name: int(number) for number, name in (self.config.id2label or {}).items()}
+
+    def drop_labels(self, class_labels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Labels of a training batch with the share `label_dropout` of them, at random, replaced by -1, no label.
+
+        Args:
+            class_labels: `(B,)` int64.
+            generator: source of randomness.
+        """
+        source = generator.device if generator is not None else class_labels.device
+        draws = torch.rand(class_labels.shape, generator=generator, device=source).to(class_labels.device)
+        return class_labels.masked_fill(draws < self.config.label_dropout, -1)
 
     @apply_forward_hook
     def encode_context(self, context: torch.Tensor, view_ids: torch.Tensor | None = None) -> list[KeyValue]:
@@ -266,6 +264,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
                 f"{self.config.context_attention!r}, whose view tokens "
                 "depend on the codes. Pass `context` to forward instead."
             )
+        self._check_has_views()
         hidden_states, key_values = self._embed_context(context, view_ids), []
         for block in self.blocks:
             hidden_states, key_value = self._run(block, hidden_states, None)
@@ -278,6 +277,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         context: torch.Tensor | None = None,
         view_ids: torch.Tensor | None = None,
         context_key_values: list[KeyValue] | None = None,
+        class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> CodeTransformerOutput | tuple[torch.Tensor]:
         """Logits of every code.
@@ -287,17 +287,21 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             context: `(B, V, context_tokens, context_dim)` embeddings of the views' codes.
             view_ids: `(B, V)` int64, which view each is; the model's views in order by default.
             context_key_values: instead of `context`, what `encode_context` returned.
+            class_labels: `(B,)` int64 in `[0, num_classes)`; -1 or `num_classes`, as leaving them out, means no label.
             return_dict: `False` for a plain tuple.
 
         Returns:
             `CodeTransformerOutput` with logits `(B, N, num_codes)`.
 
         Raises:
-            ValueError: if shapes do not fit or not exactly one of `context` and `context_key_values` is given.
+            ValueError: if shapes do not fit, a label is out of range, a model with views does not get exactly one of
+                `context` and `context_key_values`, or a model without views or classes gets them.
         """
-        if (context is None) == (context_key_values is None):
+        if context is not None or context_key_values is not None:
+            self._check_has_views()
+        if self.config.context_dim is not None and (context is None) == (context_key_values is None):
             raise ValueError("give exactly one of `context` and `context_key_values`")
-        hidden_states = self._embed_codes(sample)
+        hidden_states = self._drop(self._embed_codes(sample) + self._embed_labels(class_labels, len(sample)))
         if context is not None and self.config.context_attention == "prefix":
             context_key_values = self.encode_context(context, view_ids)
         elif context is not None:
@@ -323,15 +327,34 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         tokens = sample.flatten(1)
         if tokens.shape[1] != self._num_code_tokens:
             raise ValueError(
-                f"sample must hold {self._num_code_tokens} codes per volume "
-                f"(code_grid={tuple(self.config.code_grid)}); got shape "
-                f"{tuple(sample.shape)}"
+                f"sample must hold {self._num_code_tokens} codes per volume or image "
+                f"(code_grid={tuple(self.config.code_grid)}); got shape {tuple(sample.shape)}"
             )
         if self.config.position_embedding == "axial":
             positions = self.positions(self.config.volume_axes, self.config.code_grid)
         else:
             positions = self.position_table[-self._num_code_tokens :]
-        return self._drop(self.code_embedding(tokens) + positions)
+        return self.code_embedding(tokens) + positions
+
+    def _embed_labels(self, class_labels: torch.Tensor | None, batch_size: int) -> torch.Tensor | float:
+        """`(B, 1, hidden)`, or nothing to add for a model without classes."""
+        num_classes = self.config.num_classes
+        if num_classes is None:
+            if class_labels is not None:
+                raise ValueError("class_labels are given to a model without classes; leave them out or set num_classes")
+            return 0.0
+        if class_labels is None:
+            return self.class_embedding.weight[num_classes].expand(batch_size, 1, -1)
+        if class_labels.shape != (batch_size,) or class_labels.min() < -1 or class_labels.max() > num_classes:
+            raise ValueError(
+                f"class_labels must be ({batch_size},) integers from 0 to {num_classes - 1}, or -1 for no label; got "
+                f"{class_labels.tolist()}"
+            )
+        return self.class_embedding(class_labels.masked_fill(class_labels < 0, num_classes))[:, None]
+
+    def _check_has_views(self) -> None:
+        if self.config.context_dim is None:
+            raise ValueError("context is given to a model without views; leave it out or set context_dim")
 
     def _embed_context(self, context: torch.Tensor, view_ids: torch.Tensor | None) -> torch.Tensor:
         num_tokens = math.prod(self.config.context_grid)
@@ -374,24 +397,43 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 def _check_config(
     code_grid: Sequence[int],
+    context_dim: int | None,
     context_grid: Sequence[int],
     view_axes: Mapping[str, Sequence[str]],
     volume_axes: Sequence[str],
-    hidden_size: int,
-    num_heads: int,
 ) -> None:
-    if num_heads < 1 or hidden_size % num_heads:
-        raise ValueError(f"num_heads={num_heads} must be at least 1 and divide hidden_size={hidden_size}")
-    if len(code_grid) != len(volume_axes) or len(set(map(_axis, volume_axes))) != len(volume_axes):
+    if len(code_grid) != len(volume_axes) or len(set(map(axis_of, volume_axes))) != len(volume_axes):
         raise ValueError(
             f"volume_axes must name one axis of its own for each side of code_grid={tuple(code_grid)}; got "
             f"{tuple(volume_axes)}"
         )
-    known = set(map(_axis, volume_axes))
+    if context_dim is None and view_axes:
+        raise ValueError(f"view_axes names the views {sorted(view_axes)} of a model without any; set context_dim")
+    known = set(map(axis_of, volume_axes))
     for name, axes in view_axes.items():
-        if len(axes) != len(context_grid) or any(_axis(axis) not in known for axis in axes):
+        if len(axes) != len(context_grid) or any(axis_of(axis) not in known for axis in axes):
             raise ValueError(
                 f"view_axes[{name!r}] must name {len(context_grid)} directions out of {DIRECTIONS} along "
-                f"volume_axes={tuple(volume_axes)}; "
-                f"got {tuple(axes)}"
+                f"volume_axes={tuple(volume_axes)}; got {tuple(axes)}. A model without views has context_dim=None."
             )
+
+
+def _check_width(hidden_size: int, num_heads: int) -> None:
+    if num_heads < 1 or hidden_size % num_heads:
+        raise ValueError(f"num_heads={num_heads} must be at least 1 and divide hidden_size={hidden_size}")
+
+
+def _check_classes(num_classes: int | None, label_dropout: float, id2label: Mapping[int | str, str] | None) -> None:
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, or None for a model without classes; got {num_classes}")
+    if not 0 <= label_dropout < 1:
+        raise ValueError(f"label_dropout must lie in [0, 1); got {label_dropout}")
+    if num_classes is None and (label_dropout or id2label):
+        raise ValueError(f"label_dropout={label_dropout} and id2label={id2label} need num_classes; set it")
+    if id2label is None:
+        return
+    if sorted(map(int, id2label)) != list(range(num_classes or 0)) or len(set(id2label.values())) != num_classes:
+        raise ValueError(
+            f"id2label must name each class from 0 to {(num_classes or 0) - 1} once, by names of their own; got "
+            f"{dict(id2label)}"
+        )

@@ -327,6 +327,11 @@ class VQTokenizer(PreTrainedModel):
         output = VQTokenizerDecoderOutput(sample=self.decoder(self.quantizer.decode(codes).to(self.dtype)))
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
+    def reconstruction_loss(self, sample: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Scalar mean over all elements of two tensors of one shape, L1 or L2 as configured."""
+        distance = F.l1_loss if self.config.reconstruction_loss == "l1" else F.mse_loss
+        return distance(sample.float(), pixel_values.float())
+
     def forward(
         self, pixel_values: torch.Tensor, return_dict: bool | None = None
     ) -> VQTokenizerOutput | tuple[torch.Tensor, ...]:
@@ -344,8 +349,7 @@ class VQTokenizer(PreTrainedModel):
         """
         quantized = self.quantizer(self.encode_latents(pixel_values))
         sample = self.decoder(quantized.quantized)
-        distance = F.l1_loss if self.config.reconstruction_loss == "l1" else F.mse_loss
-        reconstruction_loss = distance(sample.float(), pixel_values.float())
+        reconstruction_loss = self.reconstruction_loss(sample, pixel_values)
         output = VQTokenizerOutput(
             loss=reconstruction_loss + quantized.loss,
             reconstruction_loss=reconstruction_loss,

@@ -1,6 +1,12 @@
-"""Pipelines: from views to volumes."""
+"""Pipelines: images and volumes from codes alone or from a class, volumes from views."""
 
-from .pipeline_output import ViewsToVolumePipelineOutput
+from .pipeline_code_generation import CodeGenerationPipeline
+from .pipeline_output import CodeGenerationPipelineOutput, ViewsToVolumePipelineOutput
 from .pipeline_views_to_volume import ViewsToVolumePipeline
 
-__all__ = ["ViewsToVolumePipeline", "ViewsToVolumePipelineOutput"]
+__all__ = [
+    "CodeGenerationPipeline",
+    "CodeGenerationPipelineOutput",
+    "ViewsToVolumePipeline",
+    "ViewsToVolumePipelineOutput",
+]

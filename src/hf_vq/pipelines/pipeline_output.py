@@ -19,3 +19,17 @@ class ViewsToVolumePipelineOutput(BaseOutput):
 
     volumes: Any
     codes: torch.Tensor
+
+
+@dataclass
+class CodeGenerationPipelineOutput(BaseOutput):
+    """What `CodeGenerationPipeline` returns; images of one prompt stand together, in the order of the prompts.
+
+    Args:
+        images: depends on `output_type`: `"pil"`: list of `PIL.Image.Image`; `"np"`: `np.ndarray` `(B, H, W, C)`
+            float32 in [0, 1]; `"pt"`: tensor `(B, C, *spatial)` in [0, 1]; `"latent"`: the codes.
+        codes: `(B, *code_grid)` int64.
+    """
+
+    images: Any
+    codes: torch.Tensor

@@ -1,21 +1,20 @@
 """Pipeline from 2D views to 3D volumes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import AmusedScheduler, DiffusionPipeline
 
 from ..models import CodeTransformer, VQTokenizer
 from ..processors import CTVolumeProcessor, XrayImageProcessor
 from ..schedulers import AbsorbingScheduler
+from .code_sampling import CodeSamplingPipeline, StepCallback, check_belong_together, shared_pairs
 from .pipeline_output import ViewsToVolumePipelineOutput
 
 OUTPUT_TYPES = ("nifti", "hu", "pt", "latent")
-StepCallback = Callable[["ViewsToVolumePipeline", int, Any, dict[str, Any]], dict[str, Any]]
 
 
-class ViewsToVolumePipeline(DiffusionPipeline):
+class ViewsToVolumePipeline(CodeSamplingPipeline):
     r"""Generates CT volumes from X-ray views by absorbing diffusion over volume codes (Corona-Figueroa et al., 2023).
 
     Args:
@@ -33,7 +32,6 @@ class ViewsToVolumePipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "view_tokenizer->transformer->volume_tokenizer"
-    _callback_tensor_inputs = ("codes",)
 
     def __init__(
         self,
@@ -54,12 +52,6 @@ class ViewsToVolumePipeline(DiffusionPipeline):
             volume_processor=volume_processor,
             view_processor=view_processor,
         )
-        self._num_timesteps = 0
-
-    @property
-    def num_timesteps(self) -> int:
-        """Steps of the last call."""
-        return self._num_timesteps
 
     @torch.no_grad()
     def __call__(
@@ -99,23 +91,18 @@ class ViewsToVolumePipeline(DiffusionPipeline):
         Raises:
             ValueError: if views are missing or unknown, differ in number, or an argument is out of range.
         """
-        self._check_arguments(views, num_volumes_per_prompt, output_type, callback_on_step_end_tensor_inputs)
+        self._check_sampling(num_inference_steps, output_type, OUTPUT_TYPES, callback_on_step_end_tensor_inputs)
+        self._check_arguments(views, num_volumes_per_prompt, output_type)
         context = self.encode_views(views).repeat_interleave(num_volumes_per_prompt, dim=0)
         codes = self.prepare_latents(len(context), latents)
         context_arguments = self._context_arguments(context)
-        step_arguments = self._step_arguments(generator, temperature, top_p)
-
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        self._num_timesteps = len(self.scheduler.timesteps)
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            for step, timestep in enumerate(self.scheduler.timesteps):
-                logits = self.transformer(codes, **context_arguments).sample
-                codes = self.scheduler.step(logits, timestep, codes, **step_arguments).prev_sample
-                if callback_on_step_end is not None:
-                    codes = callback_on_step_end(self, step, timestep, {"codes": codes}).pop("codes", codes)
-                progress_bar.update()
-
-        codes = codes.view(-1, *self.transformer.config.code_grid)
+        codes = self.sample_codes(
+            codes,
+            lambda codes: self.transformer(codes, **context_arguments).sample,
+            num_inference_steps,
+            self._step_arguments(generator, temperature, top_p),
+            callback_on_step_end,
+        )
         volumes = self.decode_codes(codes, output_type)
         self.maybe_free_model_hooks()
         return ViewsToVolumePipelineOutput(volumes, codes) if return_dict else (volumes, codes)
@@ -136,24 +123,6 @@ class ViewsToVolumePipeline(DiffusionPipeline):
             contexts.append(self.view_tokenizer.embed_codes(self.view_tokenizer.encode(pixel_values).codes))
         return torch.stack(contexts, dim=1).to(self.transformer.dtype)
 
-    def prepare_latents(self, batch_size: int, latents: torch.Tensor | None = None) -> torch.Tensor:
-        """`(B, N)` int64 codes to start from: all masks, or the given ones, checked."""
-        grid = tuple(self.transformer.config.code_grid)
-        mask = self.transformer.mask_token_id
-        if latents is None:
-            return torch.full((batch_size, *grid), mask, dtype=torch.int64, device=self._execution_device).flatten(1)
-        if latents.shape != (batch_size, *grid) or latents.dtype != torch.int64:
-            raise ValueError(
-                f"latents must be int64 codes of shape {(batch_size, *grid)}; got {latents.dtype} "
-                f"{tuple(latents.shape)}"
-            )
-        if latents.min() < 0 or latents.max() > mask:
-            raise ValueError(
-                f"latents must lie in [0, {mask}], {mask} being the mask; got {int(latents.min())} to "
-                f"{int(latents.max())}"
-            )
-        return latents.flatten(1).to(self._execution_device)
-
     def decode_codes(self, codes: torch.Tensor, output_type: str = "pt") -> Any:
         """Volumes of codes `(B, *code_grid)`, in the form that `output_type` names."""
         if output_type == "latent":
@@ -170,18 +139,7 @@ class ViewsToVolumePipeline(DiffusionPipeline):
             return {"context_key_values": self.transformer.encode_context(context)}
         return {"context": context}
 
-    def _step_arguments(self, generator: Any, temperature: float, top_p: float) -> dict[str, Any]:
-        if not isinstance(self.scheduler, AmusedScheduler):
-            return {"generator": generator, "temperature": temperature, "top_p": top_p}
-        if isinstance(generator, list):
-            raise ValueError("AmusedScheduler draws for the whole batch at once: give one generator instead of a list")
-        return {"generator": generator}
-
-    def _check_arguments(
-        self, views: Mapping[str, Any], num_volumes_per_prompt: int, output_type: str, callback_inputs: list[str] | None
-    ) -> None:
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type={output_type!r} is unknown; choose one of {OUTPUT_TYPES}")
+    def _check_arguments(self, views: Mapping[str, Any], num_volumes_per_prompt: int, output_type: str) -> None:
         if output_type == "nifti" and self.volume_processor.spacing is None:
             raise ValueError(
                 "output_type='nifti' needs the voxel size, and volume_processor.spacing is None; set it to mm along "
@@ -189,11 +147,6 @@ class ViewsToVolumePipeline(DiffusionPipeline):
             )
         if num_volumes_per_prompt < 1:
             raise ValueError(f"num_volumes_per_prompt must be at least 1; got {num_volumes_per_prompt}")
-        unknown = sorted(set(callback_inputs or ()) - set(self._callback_tensor_inputs))
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs {unknown} are unknown; choose from {self._callback_tensor_inputs}"
-            )
         _check_views(views, self.transformer.view_names)
 
 
@@ -216,25 +169,17 @@ def _check_fit(
     transformer: CodeTransformer,
     scheduler: AbsorbingScheduler,
 ) -> None:
-    pairs = {
-        "scheduler.mask_token_id and transformer.mask_token_id": (
-            scheduler.config.mask_token_id,
-            transformer.mask_token_id,
-        ),
-        "transformer.num_codes and volume_tokenizer's codebook_size": (
-            transformer.config.num_codes,
-            volume_tokenizer.config.quantizer["codebook_size"],
-        ),
-        "transformer.context_dim and view_tokenizer's codebook_dim": (
-            transformer.config.context_dim,
-            view_tokenizer.config.quantizer["codebook_dim"],
-        ),
-        "volume_tokenizer's spatial_dims and 3": (volume_tokenizer.config.spatial_dims, 3),
-        "view_tokenizer's spatial_dims and 2": (view_tokenizer.config.spatial_dims, 2),
-    }
-    for names, (left, right) in pairs.items():
-        if left != right:
-            raise ValueError(f"these components do not belong together: {names} must be equal; got {left} and {right}")
+    check_belong_together(
+        {
+            **shared_pairs("volume_tokenizer", volume_tokenizer, transformer, scheduler),
+            "transformer.context_dim and view_tokenizer's codebook_dim": (
+                transformer.config.context_dim,
+                view_tokenizer.config.quantizer_config.codebook_dim,
+            ),
+            "volume_tokenizer's spatial_dims and 3": (volume_tokenizer.config.spatial_dims, 3),
+            "view_tokenizer's spatial_dims and 2": (view_tokenizer.config.spatial_dims, 2),
+        }
+    )
 
 
 def _as_list(images: Any) -> list[Any]:

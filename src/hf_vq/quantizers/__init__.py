@@ -7,10 +7,11 @@ from .fields import QuantizerConfig
 from .finite_scalar import FiniteScalarQuantizer, FiniteScalarQuantizerConfig
 from .functional import nearest_codes
 from .lookup_free import LookupFreeQuantizer, LookupFreeQuantizerConfig
-from .vector_quantizer import VectorQuantizer, VectorQuantizerOutput
+from .vector_quantizer import CodebookLookUp, VectorQuantizer, VectorQuantizerOutput
 
 __all__ = [
     "Codebook",
+    "CodebookLookUp",
     "CodebookUsage",
     "FiniteScalarQuantizer",
     "FiniteScalarQuantizerConfig",

@@ -54,6 +54,17 @@ class QuantizerConfig:
             require_type(field.name, getattr(self, field.name), field.type)
 
 
+def config_or_fields(config_class: type[Config], config: Config | None, fields: dict[str, Any]) -> Config:
+    """The config that a quantizer was given, as such or as its fields.
+
+    Raises:
+        ValueError: if both were given, or a field is wrong.
+    """
+    if config is not None and fields:
+        raise ValueError(f"give either config or fields, not both; got config and {sorted(fields)}")
+    return config if config is not None else config_class.from_dict(fields)
+
+
 def require_type(name: str, value: object, annotation: Any) -> None:
     """Raises a `ValueError` unless `value` has the annotated type; an int may stand for a float, a bool for neither."""
     kinds = get_args(annotation) or (annotation,)

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import torch
 
-from .fields import QuantizerConfig, require, require_type
-from .implicit import MAX_CODEBOOK_SIZE, ImplicitCodebookQuantizer, config_or_fields
+from .fields import QuantizerConfig, config_or_fields, require, require_type
+from .implicit import MAX_CODEBOOK_SIZE, ImplicitCodebookQuantizer
 
 
 @dataclass
@@ -51,7 +51,7 @@ class FiniteScalarQuantizerConfig(QuantizerConfig):
 class FiniteScalarQuantizer(ImplicitCodebookQuantizer):
     r"""Bounds every channel by a tanh and rounds it to one of its levels (FSQ, Mentzer et al., 2023, section 3).
 
-    With \(h = \lfloor L/2 \rfloor\) a channel with L levels becomes \(z_q = \mathrm{round}(f(z)) / h\) in [-1, 1], where
+    With \(h = \lfloor L/2 \rfloor\) a channel of L levels becomes \(z_q = \mathrm{round}(f(z)) / h\) in [-1, 1], where
     \(f(z) = \frac{L-1}{2} \tanh(z + s) - o\). For odd L both o and s are 0. For even L the levels reach from -h to
     h - 1, so o = 1/2, and the shift \(s = \mathrm{artanh}(1 / (L-1))\) keeps f(0) = 0, the centre of a level (the
     paper's listing has tan there, which agrees up to the third order in 1/L). With L = 2 that level is the end of the

@@ -3,48 +3,10 @@
 import torch
 import torch.nn.functional as F
 
+from .search import nearest_codes as nearest_codes
+
 # Vectors shorter than this have no direction to rotate.
 MIN_NORM = 1e-12
-
-# Elements of one block of the distance matrix, 16 MiB of float32: bounds the memory of a search, whatever N and K.
-DISTANCE_BLOCK_ELEMENTS = 1 << 22
-
-
-def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Index of the Euclidean-nearest codebook row for each vector: `argmin_k |z - e_k|^2`.
-
-    Computed in float32 or better under any autocast, block by block, so memory does not grow with `N * K`. Both sides
-    are shifted by the codebook's mean first, which keeps the expanded square `|e|^2 - 2 z.e` accurate far from the
-    origin.
-
-    Args:
-        vectors: `(N, C)` floating point.
-        codebook: `(K, C)` floating point.
-
-    Returns:
-        `(N,)` int64 codes in `[0, K)`.
-
-    Raises:
-        ValueError: if the shapes do not fit together.
-    """
-    if vectors.ndim != 2 or codebook.ndim != 2 or vectors.shape[1] != codebook.shape[1]:
-        raise ValueError(
-            f"vectors must be (N, C) and codebook (K, C) with the same C; got {tuple(vectors.shape)} and "
-            f"{tuple(codebook.shape)}"
-        )
-    with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
-        dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
-        codebook = codebook.to(dtype)
-        centre = codebook.mean(dim=0)
-        codebook = codebook - centre
-        half_square = codebook.square().sum(dim=1).mul_(0.5)
-        codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
-        block = max(1, DISTANCE_BLOCK_ELEMENTS // codebook.shape[0])
-        for start in range(0, vectors.shape[0], block):
-            rows = vectors[start : start + block].to(dtype) - centre
-            scores = torch.addmm(half_square, rows, codebook.T, alpha=-1.0)
-            torch.argmin(scores, dim=1, out=codes[start : start + block])
-        return codes
 
 
 def straight_through(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight: float = 0.0) -> torch.Tensor:

@@ -1,13 +1,12 @@
 """What quantizers without a stored codebook share: their codes are computed from the numbers that stand for them."""
 
 import abc
-from typing import Any
 
 import torch
 from torch import nn
 
 from .distributed import all_reduce_sum, joined_mean_factor
-from .fields import Config, QuantizerConfig
+from .fields import QuantizerConfig
 from .functional import active_fraction, perplexity, straight_through
 from .vector_quantizer import VectorQuantizerOutput, as_float, check_codes, flatten_features, unflatten_vectors
 
@@ -108,14 +107,3 @@ class ImplicitCodebookQuantizer(nn.Module, abc.ABC):
         self, bounded: torch.Tensor, quantized: torch.Tensor, factor: torch.Tensor | float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Scalars `(loss, commitment_loss)`; `factor` belongs on each mean over this rank's rows."""
-
-
-def config_or_fields(config_class: type[Config], config: Config | None, fields: dict[str, Any]) -> Config:
-    """The config that a quantizer was given, as such or as its fields.
-
-    Raises:
-        ValueError: if both were given, or a field is wrong.
-    """
-    if config is not None and fields:
-        raise ValueError(f"give either config or fields, not both; got config and {sorted(fields)}")
-    return config if config is not None else config_class.from_dict(fields)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from .distributed import all_reduce_sum
-from .fields import QuantizerConfig, require
+from .fields import QuantizerConfig, config_or_fields, require
 from .functional import commitment_loss
-from .implicit import MAX_CODEBOOK_SIZE, ImplicitCodebookQuantizer, config_or_fields
+from .implicit import MAX_CODEBOOK_SIZE, ImplicitCodebookQuantizer
 
 MAX_BITS = MAX_CODEBOOK_SIZE.bit_length() - 1
 # Shorter vectors keep their length: normalising what is next to nothing would blow up its gradient.
@@ -22,7 +22,8 @@ class LookupFreeQuantizerConfig(QuantizerConfig):
     """Choices of a `LookupFreeQuantizer`.
 
     Args:
-        codebook_dim: channels C, each of which becomes a bit, so there are 2^C codes; 1 to 24, with `spherical` 2 to 24.
+        codebook_dim: channels C, each of which becomes a bit, so there are 2^C codes; 1 to 24, or from 2 with
+            `spherical`.
         spherical: inputs are l2-normalised and codes lie on the unit sphere (BSQ) instead of the cube's corners (LFQ).
         commitment_weight: factor of `mean |z - sg(z_q)|^2`.
         entropy_weight: factor of the entropy penalty `mean H(p) - diversity_weight * H(mean p)`, in nats.
@@ -72,15 +73,15 @@ class LookupFreeQuantizer(ImplicitCodebookQuantizer):
     r"""Takes the sign of every channel: C channels are C bits of a code, and no codebook is searched.
 
     LFQ (Yu et al., 2023, section 3.1): \(z_q = \mathrm{sign}(z)\), with 0 counted as negative. With `spherical`, BSQ
-    (Zhao et al., 2024): \(u = z / |z|\), \(u_q = \mathrm{sign}(u) / \sqrt{C}\), and u stands for z in what follows. Both
+    (Zhao et al., 2024): \(u = z / |z|\), \(u_q = \mathrm{sign}(u) / \sqrt{C}\), and u stands for z from here on. Both
     are the nearest of the 2^C codes; its number is \(\sum_i 2^i [z_i > 0]\), i from 0. Gradients pass straight through
     the sign; the derivative of the normalisation stays.
 
     `loss = commitment_weight * mean |z - sg(z_q)|^2 + entropy_weight * (mean H(p) - diversity_weight * H(mean p))`,
-    with \(p(c | z) \propto \exp(-|z - c|^2 / \tau)\). The codes are all corners \(\pm a\) of a cube, so p is a product of
-    C independent bits, \(p(c_i > 0) = \sigma(4 a z_i / \tau)\), and H(p) is exactly the sum of their entropies. A mean
-    of products is no product; for H(mean p) see `entropy_group_size`. In training the means are over the vectors of all
-    processes. There are no parameters and no state; `codebook_loss` is a constant zero.
+    with \(p(c | z) \propto \exp(-|z - c|^2 / \tau)\). The codes are all corners \(\pm a\) of a cube, so p is that of C
+    independent bits, \(p(c_i > 0) = \sigma(4 a z_i / \tau)\), and H(p) is exactly the sum of their entropies. Bits are
+    not independent under a mean of such p; for H(mean p) see `entropy_group_size`. In training the means are over the
+    vectors of all processes. There are no parameters and no state; `codebook_loss` is a constant zero.
 
     Args:
         config: a `LookupFreeQuantizerConfig`; alternatively give its fields as keywords.

@@ -10,6 +10,7 @@ from torch import nn
 from .codebook import Codebook
 from .configuration import VectorQuantizerConfig
 from .distributed import all_reduce_sum, joined_mean_factor
+from .fields import config_or_fields
 from .functional import (
     active_fraction,
     codebook_loss,
@@ -32,7 +33,8 @@ class VectorQuantizerOutput:
         codes: the input's shape without its channel axis, int64 in `[0, K)`; with several codebooks there is an axis
             for them behind the batch axis.
         loss: scalar, `commitment_weight * commitment_loss + codebook_weight * codebook_loss`, float32; without the
-            second term where something else than the optimizer's gradient moves the codes.
+            second term where something else than the optimizer's gradient moves the codes. A quantizer's own penalty
+            comes on top (`LookupFreeQuantizer`).
         commitment_loss: scalar `mean |z - sg(z_q)|^2`.
         codebook_loss: scalar `mean |sg(z) - z_q|^2`.
         perplexity: scalar, of this batch (in training over all processes); an epoch's is what `CodebookUsage` reports.
@@ -50,9 +52,18 @@ class VectorQuantizerOutput:
 
 
 @dataclass
-class _LookUp:
-    """One codebook's part in quantising a batch: what it saw `(N, c)`, what it chose `(N,)`, what that is `(N, c)`."""
+class CodebookLookUp:
+    """One codebook's part in quantising a batch of N vectors.
 
+    Attributes:
+        codebook: the codebook.
+        vectors: `(N, c)` what it saw: the encoder's outputs, their share of the channels, or what was left over; of
+            length 1 with `distance="cosine"`.
+        codes: `(N,)` int64, what it chose.
+        quantized: `(N, c)` the effective codes chosen.
+    """
+
+    codebook: Codebook
     vectors: torch.Tensor
     codes: torch.Tensor
     quantized: torch.Tensor
@@ -79,9 +90,7 @@ class VectorQuantizer(nn.Module):
 
     def __init__(self, config: VectorQuantizerConfig | None = None, **fields: object) -> None:
         super().__init__()
-        if config is not None and fields:
-            raise ValueError(f"give either config or fields, not both; got config and {sorted(fields)}")
-        self.config = config if config is not None else VectorQuantizerConfig.from_dict(fields)
+        self.config = config_or_fields(VectorQuantizerConfig, config, fields)
         if self.config.structure == "single":
             self.codebook = Codebook(self.config)
         else:
@@ -128,6 +137,11 @@ class VectorQuantizer(nn.Module):
             vectors, shape = self._flatten(features)
             return self._stack([part.codes for part in self._look_up(vectors, learn=False)], shape)
 
+    def inspect(self, features: torch.Tensor) -> list[CodebookLookUp]:
+        """What each codebook does with `(B, C, *spatial)` features; no gradient, no change of state."""
+        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+            return self._look_up(self._flatten(features)[0], learn=False)
+
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Effective vectors of codes: `(B, *spatial)` int64 (with several codebooks `(B, num_codebooks, *spatial)`)
         -> `(B, C, *spatial)`, or `(B, ..., C)` with `channel_last`.
@@ -172,27 +186,27 @@ class VectorQuantizer(nn.Module):
         # A factor 0 keeps the codes in the graph: data-parallel training waits for a gradient of every parameter.
         return self.config.codebook_weight if self.config.update == "gradient" else 0.0
 
-    def _look_up(self, vectors: torch.Tensor, learn: bool) -> list[_LookUp]:
+    def _look_up(self, vectors: torch.Tensor, learn: bool) -> list[CodebookLookUp]:
         if self.config.structure != "residual":
             parts = vectors.chunk(self.config.num_codebooks, dim=1)
             return [_choose(book, part, learn) for book, part in zip(self.all_codebooks, parts, strict=True)]
-        look_ups: list[_LookUp] = []
+        look_ups: list[CodebookLookUp] = []
         for codebook in self.all_codebooks:
             look_ups.append(_choose(codebook, vectors, learn))
             vectors = vectors - look_ups[-1].quantized.detach()
         return look_ups
 
-    def _count(self, look_ups: list[_LookUp]) -> tuple[list[torch.Tensor], torch.Tensor | float]:
+    def _count(self, look_ups: list[CodebookLookUp]) -> tuple[list[torch.Tensor], torch.Tensor | float]:
         """Usage of each codebook, noted if in training, and the factor that makes local means joined ones."""
         counts = [torch.bincount(part.codes, minlength=self.config.codebook_size) for part in look_ups]
         if not self.training:
             return counts, 1.0
         counts = list(all_reduce_sum(torch.stack(counts)))
-        for codebook, count, part in zip(self.all_codebooks, counts, look_ups, strict=True):
-            codebook.record(count, part.vectors.detach(), part.codes)
+        for count, part in zip(counts, look_ups, strict=True):
+            part.codebook.record(count, part.vectors.detach(), part.codes)
         return counts, joined_mean_factor(len(look_ups[0].codes), counts[0].sum())
 
-    def _estimate(self, vectors: torch.Tensor, look_ups: list[_LookUp]) -> torch.Tensor:
+    def _estimate(self, vectors: torch.Tensor, look_ups: list[CodebookLookUp]) -> torch.Tensor:
         estimator = ESTIMATORS[self.config.estimator]
         if self.config.structure == "residual":  # one gradient for the sum: every stage sees the same vector
             return estimator(vectors, self._join([part.quantized for part in look_ups]), self.config.sync_weight)
@@ -215,13 +229,13 @@ class VectorQuantizer(nn.Module):
         return unflatten_vectors(vectors, shape, self.config.channel_last)
 
 
-def _choose(codebook: Codebook, vectors: torch.Tensor, learn: bool) -> _LookUp:
+def _choose(codebook: Codebook, vectors: torch.Tensor, learn: bool) -> CodebookLookUp:
     vectors = codebook.normalize(vectors)
     if learn:
         codebook.prepare(vectors.detach())
     effective = as_float(codebook.effective())
     codes = nearest_codes(vectors, effective)
-    return _LookUp(vectors, codes, F.embedding(codes, effective))
+    return CodebookLookUp(codebook, vectors, codes, F.embedding(codes, effective))
 
 
 def _mean(values: list[torch.Tensor]) -> torch.Tensor:

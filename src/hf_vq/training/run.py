@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..quantizers.codebook import PlacementWatch
 from .alternating import AlternatingOptimizer, alternating_quantizers
 from .arguments import TrainingArguments
+from .diagnostics import codes_with_gradient
 from .moments import forget_moments, restart_averages
 from .sampler import ResumableSampler
 
@@ -165,6 +166,8 @@ class TrainingRun:
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            if self._logging_due(self.step + 1):
+                figures = {**figures, **codes_with_gradient(self.unwrapped_model)}
             moved = self._placements.take()
             forget_moments(self.optimizer.state, moved)
         self.optimizer.step()
@@ -176,11 +179,14 @@ class TrainingRun:
         restart_averages(self.unwrapped_model, self.ema, moved)
         self.step += 1
         self._progress.update()
-        if self.step % self.args.logging_steps == 0 or self.finished:
+        if self._logging_due(self.step):
             self.log({"loss": loss, **figures, "learning_rate": self.lr_scheduler.get_last_lr()[0]})
         if self.args.checkpointing_steps and self.step % self.args.checkpointing_steps == 0:
             self.save_checkpoint()
         return True
+
+    def _logging_due(self, step: int) -> bool:
+        return step % self.args.logging_steps == 0 or step >= self.args.max_train_steps
 
     @property
     def finished(self) -> bool:

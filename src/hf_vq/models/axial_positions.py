@@ -1,0 +1,59 @@
+"""Position vectors of code grids, from one learned table per axis."""
+
+import math
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Each axis of space may be walked in two directions; a position is stored under the first of the pair.
+OPPOSITE_DIRECTIONS = {"inferior": "superior", "posterior": "anterior", "left": "right"}
+DIRECTIONS = (*OPPOSITE_DIRECTIONS.values(), *OPPOSITE_DIRECTIONS)
+DEFAULT_VOLUME_AXES = ("superior", "anterior", "right")
+IMAGE_AXES = ("rows", "columns")
+
+
+class AxialPositions(nn.Module):
+    """Position vectors built from one learned table per axis of space, shared by the volume's codes and by the views.
+
+    A code at (d, h, w) gets the sum of three rows, one of each axis; a token of a view gets the sum of the rows of the
+    two axes that the view shows. So a frontal row and the volume's superior-inferior coordinate are the same thing from
+    the first step, and training is free to move the tables away from that.
+
+    Args:
+        grid: sides of the code grid, one table of that length for each.
+        axes: directions in which the grid's indices grow.
+        hidden_size: width of a position vector.
+    """
+
+    def __init__(self, grid: Sequence[int], axes: Sequence[str], hidden_size: int) -> None:
+        super().__init__()
+        self.axes = tuple(axes)
+        self.tables = nn.ParameterDict(
+            {
+                axis_of(axis): nn.Parameter(torch.randn(side, hidden_size) / math.sqrt(len(grid)))
+                for axis, side in zip(axes, grid, strict=True)
+            }
+        )
+
+    def forward(self, axes: Sequence[str], sides: Sequence[int]) -> torch.Tensor:
+        """`(prod(sides), hidden)` positions, row-major, of a grid whose indices grow in the directions `axes`."""
+        parts = [
+            self._along(axis, side).view(*[side if i == index else 1 for i in range(len(sides))], -1)
+            for index, (axis, side) in enumerate(zip(axes, sides, strict=True))
+        ]
+        return reduce(torch.add, parts).flatten(0, -2)
+
+    def _along(self, axis: str, side: int) -> torch.Tensor:
+        table = self.tables[axis_of(axis)]
+        same_direction = axis in self.axes
+        if side != table.shape[0]:
+            table = F.interpolate(table.T[None], size=side, mode="linear", align_corners=False)[0].T
+        return table if same_direction else table.flip(0)
+
+
+def axis_of(direction: str) -> str:
+    """Name of the axis along which a direction leads: one name for both of its directions."""
+    return OPPOSITE_DIRECTIONS.get(direction, direction)

@@ -1,0 +1,180 @@
+"""Pipeline that generates images from codes, without a condition or from a class label."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+
+from ..models import CodeTransformer, VQTokenizer
+from ..schedulers import AbsorbingScheduler
+from .code_sampling import CodeSamplingPipeline, StepCallback, check_belong_together, shared_pairs
+from .pipeline_output import CodeGenerationPipelineOutput
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+VOLUME_OUTPUT_TYPES = ("pt", "latent")
+
+
+class CodeGenerationPipeline(CodeSamplingPipeline):
+    r"""Generates images by absorbing diffusion over the codes of a VQ tokenizer (Bond-Taylor et al., 2022).
+
+    With a class-conditional transformer images are drawn for class labels, on wish with classifier-free guidance (Ho &
+    Salimans, 2022) of the logits: \(l_\text{none} + s\,(l_\text{class} - l_\text{none})\), s being `guidance_scale`.
+
+    Args:
+        tokenizer: `VQTokenizer` of images whose pixels lie in [-1, 1]; one of volumes serves `output_type="pt"`.
+        transformer: `CodeTransformer` over the tokenizer's codes, without views.
+        scheduler: `AbsorbingScheduler`; diffusers' `AmusedScheduler` (confidence order, MaskGIT) works in its place.
+
+    Example:
+        >>> pipe = CodeGenerationPipeline.from_pretrained("fashion-mnist/pipeline")
+        >>> pipe(["Sneaker", "Bag"], guidance_scale=2.0, generator=torch.Generator().manual_seed(0)).images[0].show()
+    """
+
+    model_cpu_offload_seq = "transformer->tokenizer"
+
+    def __init__(self, tokenizer: VQTokenizer, transformer: CodeTransformer, scheduler: AbsorbingScheduler) -> None:
+        super().__init__()
+        _check_fit(tokenizer, transformer, scheduler)
+        self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=tokenizer.config.downsampling_factor)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        batch_size: int | None = None,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int = 16,
+        guidance_scale: float = 1.0,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> CodeGenerationPipelineOutput | tuple[Any, torch.Tensor]:
+        """Generates images.
+
+        Args:
+            class_labels: number or name of a class, or a list of them, one prompt each; -1 or `None` for no label.
+            batch_size: number of prompts: by default one without labels and one for each label; a single label serves
+                as many as are asked for.
+            num_images_per_prompt: images for each prompt, at least 1.
+            num_inference_steps: steps, at least 1; each is one network evaluation, two with guidance.
+            guidance_scale: 1 is the model as it is, more keeps closer to the class, 0 ignores it. Other values than 1
+                need `class_labels` and a model trained with `label_dropout`.
+            temperature: divides the logits; 0 takes the likeliest codes. (Not used by other schedulers.)
+            top_p: draws from the smallest set of codes holding this probability. (Not used by other schedulers.)
+            generator: source of all randomness; one, or a list with one per image.
+            latents: `(B, *code_grid)` int64 codes to start from, `transformer.mask_token_id` where to generate.
+            output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`; see `CodeGenerationPipelineOutput`.
+            return_dict: `False` for the tuple `(images, codes)`.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, {"codes": codes})` after each step; may
+                return other codes.
+            callback_on_step_end_tensor_inputs: which tensors the callback gets, a subset of `("codes",)`.
+
+        Returns:
+            `CodeGenerationPipelineOutput`, images of a prompt one after another.
+
+        Raises:
+            ValueError: if a label is unknown or not of use to the model, or an argument is out of range.
+        """
+        self._check_sampling(num_inference_steps, output_type, self._output_types, callback_on_step_end_tensor_inputs)
+        labels = self._prompts(class_labels, batch_size, num_images_per_prompt)
+        self._check_guidance(labels, guidance_scale)
+        codes = self.prepare_latents(len(labels), latents)
+        codes = self.sample_codes(
+            codes,
+            self._predictor(labels, guidance_scale),
+            num_inference_steps,
+            self._step_arguments(generator, temperature, top_p),
+            callback_on_step_end,
+        )
+        images = self.decode_codes(codes, output_type)
+        self.maybe_free_model_hooks()
+        return CodeGenerationPipelineOutput(images, codes) if return_dict else (images, codes)
+
+    def label_ids(self, class_labels: Sequence[int | str]) -> list[int]:
+        """Numbers of classes given by number or name.
+
+        Raises:
+            ValueError: if there is no such class.
+        """
+        label2id, num_classes = self.transformer.label2id, self.transformer.config.num_classes or 0
+        ids = [label2id.get(label) if isinstance(label, str) else operator.index(label) for label in class_labels]
+        unknown = [
+            label for label, number in zip(class_labels, ids, strict=True) if number not in range(-1, num_classes)
+        ]
+        if unknown:
+            raise ValueError(
+                f"class_labels {unknown} are unknown; this model has {num_classes} classes, numbered from 0, with the "
+                f"names {list(label2id)}"
+            )
+        return ids
+
+    def decode_codes(self, codes: torch.Tensor, output_type: str = "pt") -> Any:
+        """Images of codes `(B, *code_grid)`, in the form that `output_type` names."""
+        if output_type == "latent":
+            return codes
+        return self.image_processor.postprocess(self.tokenizer.decode(codes).sample, output_type=output_type)
+
+    @property
+    def _output_types(self) -> tuple[str, ...]:
+        return OUTPUT_TYPES if self.tokenizer.config.spatial_dims == 2 else VOLUME_OUTPUT_TYPES
+
+    def _prompts(self, class_labels: Any, batch_size: int | None, num_images_per_prompt: int) -> torch.Tensor:
+        """`(B,)` int64 label of each image, -1 for none."""
+        for name, count in (("batch_size", batch_size), ("num_images_per_prompt", num_images_per_prompt)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1; got {count}")
+        if isinstance(class_labels, torch.Tensor):
+            class_labels = class_labels.tolist()
+        if isinstance(class_labels, str) or not hasattr(class_labels, "__len__"):
+            class_labels = [-1 if class_labels is None else class_labels] * (batch_size or 1)
+        if len(class_labels) == 0 or len(class_labels) != (batch_size or len(class_labels)):
+            raise ValueError(
+                f"class_labels must hold a label for each of batch_size={batch_size} prompts, and at least one; got "
+                f"{len(class_labels)}"
+            )
+        labels = torch.tensor(self.label_ids(class_labels), dtype=torch.int64, device=self._execution_device)
+        return labels.repeat_interleave(num_images_per_prompt)
+
+    def _check_guidance(self, labels: torch.Tensor, guidance_scale: float) -> None:
+        config, unlabelled = self.transformer.config, bool((labels < 0).any())
+        if not 0 <= guidance_scale < float("inf"):
+            raise ValueError(f"guidance_scale must be finite and at least 0; got {guidance_scale}")
+        if guidance_scale != 1 and unlabelled:
+            raise ValueError(f"guidance_scale={guidance_scale} needs a class label for every image; give class_labels")
+        if config.num_classes and not config.label_dropout and (guidance_scale != 1 or unlabelled):
+            raise ValueError(
+                "this model was trained with label_dropout=0 and does not know images without a label; give "
+                "class_labels for all of them and leave guidance_scale at 1, or train with label_dropout"
+            )
+
+    def _predictor(self, labels: torch.Tensor, guidance_scale: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Function from codes to logits, guided where asked for."""
+        transformer = self.transformer
+        if not transformer.config.num_classes:
+            return lambda codes: transformer(codes).sample
+        if guidance_scale == 1:
+            return lambda codes: transformer(codes, class_labels=labels).sample
+        both = torch.cat((labels, torch.full_like(labels, -1)))
+
+        def guided(codes: torch.Tensor) -> torch.Tensor:
+            with_label, without = transformer(codes.repeat(2, 1), class_labels=both).sample.chunk(2)
+            return without + guidance_scale * (with_label - without)
+
+        return guided
+
+
+def _check_fit(tokenizer: VQTokenizer, transformer: CodeTransformer, scheduler: AbsorbingScheduler) -> None:
+    check_belong_together(
+        {
+            **shared_pairs("tokenizer", tokenizer, transformer, scheduler),
+            "transformer.context_dim and None, for a model without views": (transformer.config.context_dim, None),
+        }
+    )

@@ -1,0 +1,112 @@
+"""Training a code transformer that generates images, from a class label or without: its pipeline and its validation."""
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from ..models import CodeTransformer, load_tokenizer
+from ..pipelines import CodeGenerationPipeline
+from ..schedulers import AbsorbingScheduler
+from .arguments import check_fields
+from .codes import CodeRows, CodeTransformerArguments, bits_per_code, check_codes, load_codes
+
+# Enough for guidance and for images without a label, as in published class-conditional models.
+DEFAULT_LABEL_DROPOUT = 0.1
+VALIDATION_BATCH_SIZE = 64
+
+
+class CodeGenerationTask:
+    """Image codes to be predicted, with or without the image's label.
+
+    Args:
+        args: the script's flags.
+        device: where the tokenizer and codes of the validation are put.
+
+    Attributes:
+        pipeline: around a new transformer, its tokenizer loaded.
+        train_codes: rows with `codes` and `label`.
+
+    Raises:
+        ValueError: if a flag is missing or unknown, or the codes do not fit the tokenizer.
+    """
+
+    def __init__(self, args: CodeTransformerArguments, device: torch.device) -> None:
+        self._args, self._device = args, device
+        codes = load_codes(args.data)
+        self.train_codes = CodeRows(codes["train"])
+        self.pipeline = self._build_pipeline(codes["train"])
+        # Rows at random: the first ones of a data set may all have one label.
+        order = torch.randperm(len(codes["validation"]), generator=torch.Generator().manual_seed(args.seed))
+        validation = CodeRows(codes["validation"]).columns
+        self._validation = {name: rows[order[: args.num_validation_images]] for name, rows in validation.items()}
+
+    def conditions(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, Any]:
+        """The transformer's further arguments for a batch to train on: the labels, some dropped, if it is to know
+        them."""
+        if not self._args.class_conditional:
+            return {}
+        return {"class_labels": self.pipeline.transformer.drop_labels(batch["label"], generator)}
+
+    def validate(self, model: CodeTransformer) -> dict[str, float]:
+        """Bits per code; of a class-conditional model also with another image's label and without one.
+
+        Args:
+            model: the pipeline's transformer with the weights to be judged, in eval mode.
+        """
+        rows = {name: column.to(self._device) for name, column in self._validation.items()}
+        conditions: dict[str, Any] = {"validation_bits": lambda index: {}}
+        if self._args.class_conditional:
+            labels = rows["label"]
+            conditions = {
+                "validation_bits": lambda index: {"class_labels": labels[index]},
+                "validation_bits_shuffled": lambda index: {"class_labels": labels[(index + 1) % len(labels)]},
+            }
+            if model.config.label_dropout:
+                conditions["validation_bits_unlabelled"] = lambda index: {}
+        scheduler, seed = self.pipeline.scheduler, self._args.seed
+        return bits_per_code(model, scheduler, rows["codes"], conditions, seed, VALIDATION_BATCH_SIZE)
+
+    def samples(self, images_per_row: int = 10, max_rows: int = 10) -> dict[str, torch.Tensor]:
+        """A few generated images, `(images_per_row, C, H, W)` in [0, 1], by class; two rows without classes."""
+        transformer = self.pipeline.transformer
+        names = {number: name for name, number in transformer.label2id.items()}
+        num_classes = transformer.config.num_classes
+        labels = list(range(min(num_classes, max_rows))) if num_classes else [-1, -1]
+        images = self.pipeline(
+            labels,
+            num_images_per_prompt=images_per_row,
+            num_inference_steps=self._args.num_inference_steps,
+            generator=torch.Generator().manual_seed(self._args.seed),
+            output_type="pt",
+        ).images.cpu()
+        titles = [names.get(label, str(label)) if num_classes else f"row {row + 1}" for row, label in enumerate(labels)]
+        return dict(zip(titles, images.split(images_per_row), strict=True))
+
+    def _build_pipeline(self, codes: Dataset) -> CodeGenerationPipeline:
+        args = self._args
+        tokenizer = load_tokenizer(args.tokenizer, 2, self._device)
+        check_fields(args.model, CodeTransformer, "--model")
+        check_fields(args.scheduler, AbsorbingScheduler, "--scheduler")
+        check_codes(self.train_codes, {"codes": ("tokenizer", tokenizer)})
+        classes = _class_fields(args.data, codes) if args.class_conditional else {}
+        num_codes, code_grid = tokenizer.config.quantizer_config.codebook_size, codes.features["codes"].shape
+        fields = {"num_codes": num_codes, "code_grid": code_grid, "context_dim": None, **classes, **args.model}
+        transformer = CodeTransformer(**fields)
+        with torch.no_grad():
+            transformer.initialize_from_codebooks(tokenizer.quantizer.effective_codebook.cpu())
+        scheduler = AbsorbingScheduler(**{"mask_token_id": transformer.mask_token_id, **args.scheduler})
+        pipeline = CodeGenerationPipeline(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def _class_fields(source: str, codes: Dataset) -> dict[str, Any]:
+    """Fields of a class-conditional transformer that the column of labels determines."""
+    names = getattr(codes.features.get("label"), "names", None)
+    if not names:
+        raise ValueError(
+            f"--data {source}: a class-conditional model needs a column 'label' of type ClassLabel, as encode_codes.py "
+            f"writes it; found {codes.column_names}. Encode images, or pass --class_conditional false."
+        )
+    return {"num_classes": len(names), "label_dropout": DEFAULT_LABEL_DROPOUT, "id2label": dict(enumerate(names))}

@@ -1,0 +1,136 @@
+"""Code data sets as `scripts/encode_codes.py` writes them, and the figures of models that predict masked codes."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from torch.utils.data import Dataset as TorchDataset
+
+from ..models import CodeTransformer, VQTokenizer
+from ..schedulers import AbsorbingScheduler
+from .arguments import TrainingArguments
+from .losses import CODE_LOSSES, masked_code_loss
+
+VALIDATION_RATES = (0.25, 0.5, 0.75, 1.0)
+Conditions = Callable[[torch.Tensor], dict[str, Any]]
+
+
+@dataclass
+class CodeTransformerArguments(TrainingArguments):
+    """Flags of `scripts/train_code_transformer.py`."""
+
+    tokenizer: str = field(default="", metadata={"help": "Image codes: folder or Hub id of the tokenizer."})
+    volume_tokenizer: str = field(
+        default="", metadata={"help": "Paired codes: folder or Hub id of the 3D tokenizer and its processor."}
+    )
+    view_tokenizer: str = field(
+        default="", metadata={"help": "Paired codes: folder or Hub id of the 2D tokenizer and its processor."}
+    )
+    validation_data: str | None = field(
+        default=None, metadata={"help": "Paired data whose validation split is generated and compared (PSNR)."}
+    )
+    class_conditional: bool = field(default=True, metadata={"help": "Image codes: learn to generate from labels."})
+    loss_type: str = field(default="reweighted_elbo", metadata={"help": f"One of {CODE_LOSSES}."})
+    num_validation_subjects: int = field(default=8, metadata={"help": "Subjects generated at a validation."})
+    num_validation_images: int = field(default=512, metadata={"help": "Images whose codes a validation predicts."})
+    num_inference_steps: int = field(default=16, metadata={"help": "Sampling steps at a validation."})
+    scheduler: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of the scheduler's config."})
+
+
+class CodeRows(TorchDataset[dict[str, torch.Tensor]]):
+    """Rows of the tensor columns of a code data set, held in memory.
+
+    Args:
+        codes: data set with the format `torch`.
+    """
+
+    def __init__(self, codes: Dataset) -> None:
+        self.columns = {name: column for name, column in codes[:].items() if isinstance(column, torch.Tensor)}
+
+    def __len__(self) -> int:
+        return len(self.columns["codes"])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: column[index] for name, column in self.columns.items()}
+
+
+def load_codes(source: str) -> DatasetDict:
+    """The code data set, from a folder that `save_to_disk` wrote or from the Hub.
+
+    Raises:
+        ValueError: if it is none, or lacks a split, the column of codes or a second row.
+    """
+    if Path(source).is_dir() and not (Path(source) / "dataset_dict.json").is_file():
+        raise ValueError(f"--data {source}: the folder holds no code data set; run encode_codes.py first")
+    codes = load_from_disk(source) if Path(source).is_dir() else load_dataset(source)
+    if not isinstance(codes, DatasetDict) or not {"train", "validation"} <= set(codes):
+        raise ValueError(
+            f"--data {source}: expected a data set with the splits train and validation, as encode_codes.py writes it"
+        )
+    if min(len(codes[split]) for split in ("train", "validation")) < 2:
+        raise ValueError(f"--data {source}: at least two rows are needed in train and in validation")
+    if "codes" not in codes["train"].column_names:
+        raise ValueError(
+            f"--data {source}: column 'codes' is missing; found {codes['train'].column_names}. Run "
+            "encode_codes.py first."
+        )
+    return codes.with_format("torch")
+
+
+def check_codes(codes: CodeRows, tokenizers: Mapping[str, tuple[str, VQTokenizer]]) -> None:
+    """Refuses codes that the tokenizers cannot have made.
+
+    Args:
+        codes: rows of one split.
+        tokenizers: for each column of codes the flag that named its tokenizer, and the tokenizer.
+
+    Raises:
+        ValueError: naming the column and the flag.
+    """
+    for column, (flag, tokenizer) in tokenizers.items():
+        size, highest = tokenizer.config.quantizer_config.codebook_size, int(codes.columns[column].max())
+        if highest >= size:
+            raise ValueError(
+                f"--data: column {column!r} holds the code {highest}, but --{flag} has {size} codes; encode the "
+                "data with this tokenizer"
+            )
+
+
+@torch.no_grad()
+def bits_per_code(
+    model: CodeTransformer,
+    scheduler: AbsorbingScheduler,
+    codes: torch.Tensor,
+    conditions: Mapping[str, Conditions],
+    seed: int,
+    batch_size: int = 8,
+) -> dict[str, float]:
+    """Bits per masked code, averaged over a few mask rates, under several conditions and the same masks.
+
+    Args:
+        model: in eval mode.
+        scheduler: masks the codes.
+        codes: `(R, *code_grid)` int64 true codes.
+        conditions: for each name of a figure a function from row numbers to further arguments of the model.
+        seed: of the masks.
+        batch_size: rows at once.
+
+    Returns:
+        For each name its figure.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    bits = dict.fromkeys(conditions, 0.0)
+    for rows in torch.arange(len(codes)).split(batch_size):
+        true = codes[rows].flatten(1)
+        for rate in VALIDATION_RATES:
+            rates = torch.full((len(true),), rate)
+            noisy = scheduler.add_noise(true, rates, generator)
+            for name, arguments_of in conditions.items():
+                logits = model(noisy, **arguments_of(rows)).sample
+                loss = masked_code_loss(logits, true, noisy == model.mask_token_id, rates, "mlm")
+                bits[name] += float(loss) * len(true) / (len(codes) * len(VALIDATION_RATES) * math.log(2))
+    return bits

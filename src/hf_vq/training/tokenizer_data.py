@@ -1,0 +1,80 @@
+"""The kinds of data that a tokenizer is trained on, behind one interface."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from ..data import ImageDataset, PairedDataset, make_image_processor
+from ..models import VQTokenizerConfig
+from ..processors import CTVolumeProcessor, XrayImageProcessor
+from .arguments import check_fields
+
+DATA_TYPES = ("paired", "images")
+DEFAULT_IMAGE_SIZE = 32
+
+
+@dataclass(frozen=True)
+class TokenizerData:
+    """What a tokenizer is trained on.
+
+    Attributes:
+        train: items with `pixel_values` or, for the views of paired data, `view_pixel_values`.
+        validation: the same of other subjects or images.
+        processor: makes these items, and is saved beside the tokenizer.
+        value_range: lowest and highest value of the processor's output.
+    """
+
+    train: Dataset
+    validation: Dataset
+    processor: Any
+    value_range: tuple[float, float]
+
+    @staticmethod
+    def pixels_of(batch: dict[str, Any]) -> torch.Tensor:
+        """Images `(B, C, H, W)`, volumes `(B, 1, D, H, W)`, or all views of all subjects in one batch `(B * V, 1, H,
+        W)`."""
+        return batch["view_pixel_values"].flatten(0, 1) if "view_pixel_values" in batch else batch["pixel_values"]
+
+
+def open_tokenizer_data(
+    data_type: str, source: str, config: VQTokenizerConfig, processor_fields: dict[str, Any], cache: bool = False
+) -> TokenizerData:
+    """The data that a tokenizer of this config can be trained on, and the processor for them.
+
+    Args:
+        data_type: `"paired"`: volumes or, with `spatial_dims=2`, their views; `"images"`: an image data set.
+        source: folder or data set id.
+        config: of the tokenizer; its `spatial_dims` and `in_channels` choose the processor.
+        processor_fields: fields of the `CTVolumeProcessor`, of the `XrayImageProcessor`, or `size` of square images.
+        cache: keep all processed items in memory.
+
+    Raises:
+        ValueError: if `data_type` or a field is unknown, or the data cannot be read.
+    """
+    if data_type not in DATA_TYPES:
+        raise ValueError(f"--data_type {data_type} is unknown; choose one of {DATA_TYPES}")
+    if data_type == "images":
+        return _image_data(source, config, processor_fields, cache)
+    is_volume = config.spatial_dims == 3
+    processor_class = CTVolumeProcessor if is_volume else XrayImageProcessor
+    check_fields(processor_fields, processor_class, "--processor")
+    processor = processor_class(**processor_fields)
+    loads = {"volume_processor" if is_volume else "view_processor": processor, "cache": cache}
+    train, validation = (PairedDataset(source, split, **loads) for split in ("train", "validation"))
+    low, high = processor.output_range
+    return TokenizerData(train, validation, processor, (low, high))
+
+
+def _image_data(source: str, config: VQTokenizerConfig, fields: dict[str, Any], cache: bool) -> TokenizerData:
+    if config.spatial_dims != 2:
+        raise ValueError(f"--data_type images needs a tokenizer with spatial_dims=2; got {config.spatial_dims}")
+
+    def image_processor(size: int = DEFAULT_IMAGE_SIZE) -> Any:
+        return make_image_processor(size, channels=config.in_channels)
+
+    check_fields(fields, image_processor, "--processor")
+    processor = image_processor(**fields)
+    train, validation = (ImageDataset(source, split, processor, cache) for split in ("train", "validation"))
+    return TokenizerData(train, validation, processor, (-1.0, 1.0))

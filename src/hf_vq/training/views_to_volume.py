@@ -1,0 +1,134 @@
+"""Training a code transformer that turns views into volumes: its pipeline, its conditions and its validation."""
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from ..data import PairedDataset
+from ..models import CodeTransformer, load_tokenizer
+from ..pipelines import ViewsToVolumePipeline
+from ..processors import CTVolumeProcessor, XrayImageProcessor
+from ..processors.geometry import VIEW_AXES, VOLUME_AXES
+from ..schedulers import AbsorbingScheduler
+from .arguments import check_fields
+from .codes import CodeRows, CodeTransformerArguments, bits_per_code, check_codes, load_codes
+
+
+class ViewsToVolumeTask:
+    """Volume codes to be predicted from views.
+
+    Args:
+        args: the script's flags.
+        device: where tokenizers and codes of the validation are put.
+
+    Attributes:
+        pipeline: around a new transformer, its tokenizers and processors loaded.
+        train_codes: rows with `codes` and one column for each view.
+
+    Raises:
+        ValueError: if a flag is missing or unknown, or the codes do not fit the tokenizers.
+    """
+
+    def __init__(self, args: CodeTransformerArguments, device: torch.device) -> None:
+        self._args, self._device = args, device
+        codes = load_codes(args.data)
+        self.train_codes, self._validation_codes = (CodeRows(codes[split]) for split in ("train", "validation"))
+        self.pipeline = self._build_pipeline(codes["train"])
+        self._names = self.pipeline.transformer.view_names
+        self._validation_data = None
+        if args.validation_data:
+            processor = self.pipeline.volume_processor
+            self._validation_data = PairedDataset(
+                args.validation_data, "validation", volume_processor=processor, views=self._names
+            )
+
+    def conditions(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, Any]:
+        """The transformer's further arguments for a batch to train on; nothing here is random."""
+        return {"context": self._context(batch)}
+
+    def _context(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """`(B, V, context_tokens, context_dim)` vectors of the views' codes through the effective codebook."""
+        codes = torch.stack([batch[name] for name in self._names], dim=1)
+        with torch.no_grad():
+            return self.pipeline.view_tokenizer.embed_codes(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
+
+    def validate(self, model: CodeTransformer) -> dict[str, float]:
+        """Bits per code and, with `--validation_data`, PSNR, with the right views and with the next subject's.
+
+        Args:
+            model: the pipeline's transformer with the weights to be judged, in eval mode.
+        """
+        rows = {name: column.to(self._device) for name, column in self._validation_codes.columns.items()}
+        context, count = self._context(rows), len(self._validation_codes)
+        conditions = {
+            "validation_bits": lambda index: {"context": context[index]},
+            "validation_bits_shuffled": lambda index: {"context": context[(index + 1) % count]},
+        }
+        figures = bits_per_code(model, self.pipeline.scheduler, rows["codes"], conditions, self._args.seed)
+        return figures if self._validation_data is None else figures | self._psnr(self._validation_data)
+
+    @torch.no_grad()
+    def _psnr(self, data: PairedDataset) -> dict[str, float]:
+        """PSNR (3D) of one generated volume per subject, with the right views and with the next subject's."""
+        chosen = range(min(self._args.num_validation_subjects, len(data)))
+        true = torch.stack([data[i]["pixel_values"] for i in chosen])
+        low, high = self.pipeline.volume_processor.output_range
+        figures = {}
+        for label, shift in (("validation_psnr", 0), ("validation_psnr_shuffled", 1)):
+            sources = [chosen[(i + shift) % len(chosen)] for i in range(len(chosen))]
+            volumes = self.pipeline(
+                {name: [data.view_image(i, name) for i in sources] for name in self._names},
+                num_inference_steps=self._args.num_inference_steps,
+                generator=torch.Generator().manual_seed(self._args.seed),
+                output_type="pt",
+            ).volumes.cpu()
+            errors = (volumes.clamp(low, high) - true).square().flatten(1).mean(dim=1)
+            figures[label] = float((10 * torch.log10((high - low) ** 2 / errors)).mean())
+        return figures
+
+    def _build_pipeline(self, codes: Dataset) -> ViewsToVolumePipeline:
+        args = self._args
+        for flag in ("volume_tokenizer", "view_tokenizer"):
+            if not getattr(args, flag):
+                raise ValueError(f"--{flag} is missing; name the folder or Hub id of the tokenizer that made the codes")
+        parts: dict[str, Any] = {
+            "volume_tokenizer": load_tokenizer(args.volume_tokenizer, 3, self._device),
+            "view_tokenizer": load_tokenizer(args.view_tokenizer, 2, self._device),
+            "volume_processor": CTVolumeProcessor.from_pretrained(args.volume_tokenizer),
+            "view_processor": XrayImageProcessor.from_pretrained(args.view_tokenizer),
+        }
+        check_fields(args.model, CodeTransformer, "--model")
+        check_fields(args.scheduler, AbsorbingScheduler, "--scheduler")
+        transformer = CodeTransformer(**_transformer_fields(args.model, codes, parts))
+        sources = {name: ("view_tokenizer", parts["view_tokenizer"]) for name in transformer.view_names}
+        check_codes(self.train_codes, {"codes": ("volume_tokenizer", parts["volume_tokenizer"]), **sources})
+        with torch.no_grad():
+            tokenizers = (parts["volume_tokenizer"], parts["view_tokenizer"])
+            codebooks = (tokenizer.quantizer.effective_codebook.cpu() for tokenizer in tokenizers)
+            transformer.initialize_from_codebooks(*codebooks)
+        scheduler = AbsorbingScheduler(**{"mask_token_id": transformer.mask_token_id, **args.scheduler})
+        pipeline = ViewsToVolumePipeline(transformer=transformer, scheduler=scheduler, **parts)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def _transformer_fields(model: dict[str, Any], codes: Dataset, parts: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the transformer that data and tokenizers determine, overridden by the flags."""
+    names = [name for name in codes.column_names if name not in ("subject", "codes")]
+    axes = {**VIEW_AXES, **model.get("view_axes", {})}
+    unknown = [name for name in names if name not in axes]
+    if unknown:
+        raise ValueError(
+            f"the axes of the views {unknown} are not known; give them as --model.view_axes.{unknown[0]} "
+            "'[inferior, left]'"
+        )
+    return {
+        "num_codes": parts["volume_tokenizer"].config.quantizer_config.codebook_size,
+        "code_grid": codes.features["codes"].shape,
+        "context_dim": parts["view_tokenizer"].config.quantizer_config.codebook_dim,
+        "context_grid": codes.features[names[0]].shape,
+        "volume_axes": VOLUME_AXES,
+        **model,
+        "view_axes": {name: axes[name] for name in names},
+    }
