@@ -13,9 +13,9 @@ are there are not computed again, so an interrupted call is simply repeated.
 - Pairing: one seed gives all arms the same initial weights (those of the same shape) and the same batches.
 - Search: four pairs of weights with each search seed, which the other stages do not use. Arms whose codes no loss moves
   (EMA, alternating) have the commitment weight alone, so three points; FSQ and the ceiling have none and no search.
-- Stress: the encoder's learning rate is `STRESS_ENCODER_FACTOR` times that of the rest, and the codes start beside the
-  encoder's outputs: after their initialisation, k-means or random, all are moved by one standard deviation of the
-  outputs in each channel, with signs drawn from the seed. The weights are those of the main setting.
+- Stress: the encoder's learning rate is `STRESS_ENCODER_FACTOR` times that of the rest, so its outputs drift, and the
+  codes begin in the wrong place: after their initialisation, k-means or random, all are moved by one standard deviation
+  of the outputs in each channel, with signs drawn from the seed. The weights are those of the main setting.
 - The test images are seen by the stages `main` and `stress` only, after the last step.
 """
 
@@ -40,7 +40,15 @@ from tqdm.auto import tqdm
 import hf_vq
 from hf_vq import CodebookUsage, VectorQuantizerConfig, VQTokenizer, VQTokenizerConfig
 from hf_vq.data.images import ImageDataset
-from hf_vq.evaluation.ablation import ANY_SIZE, AblationRun, Weights, append_run, read_runs, select_weights
+from hf_vq.evaluation.ablation import (
+    ANY_SIZE,
+    AblationRun,
+    Weights,
+    append_run,
+    current_runs,
+    read_runs,
+    select_weights,
+)
 from hf_vq.evaluation.ablation_arms import ARMS, CEILING, DEFAULT_ARM, FSQ, PLAIN, VECTOR_ARMS, arm_fields, search_grid
 from hf_vq.evaluation.ablation_report import ablation_markdown, plot_errors, plot_stress
 from hf_vq.files import atomic_file
@@ -212,7 +220,7 @@ def evaluate(model: VQTokenizer, pixels: torch.Tensor) -> dict[str, float | None
             output = z_q = model.quantizer.decode(codes)
         sample = model.decoder(output).clamp(-1, 1)
         errors.append(((sample - images) / 2).square().flatten(1).mean(dim=1))
-        distances.append((z - z_q).square().mean(dim=(0, 2, 3)) * len(z))
+        distances.append(float((z - z_q).square().mean()) * len(z))
         latents.append(z.movedim(1, -1).flatten(0, -2))
     mse = torch.cat(errors)
     results: dict[str, float | None] = {"mse": float(mse.mean()), "psnr": float((-10 * mse.log10()).mean())}
@@ -220,7 +228,7 @@ def evaluate(model: VQTokenizer, pixels: torch.Tensor) -> dict[str, float | None
         used = usage.compute()
         results |= {name: used[name] for name in ("perplexity", "active_fraction")}
     if quantized and hasattr(model.quantizer, "codebook"):  # FSQ rounds a bounded copy of the latents
-        error = float(torch.stack(distances).sum(dim=0).mean() / len(pixels))
+        error = sum(distances) / len(pixels)
         variance = float(torch.cat(latents).var(dim=0, correction=0).mean())
         results |= {"quantization_error": error, "relative_quantization_error": error / variance}
     return results
@@ -233,36 +241,33 @@ def run_job(job: Job, budget: Budget) -> AblationRun:
     wall, cpu = time.perf_counter(), time.process_time()
     converged = train(model, job, images["train"], budget)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    counts = {"validation": budget.validation_images, "test": budget.test_images}
-    splits = [split for split in counts if split == "validation" or job.stage != "search"]
-    found = {
-        split: evaluate(model, images[split][: counts[split]]) if converged else {"mse": math.nan} for split in splits
-    }
-    test, held_out = found.get("test", {}), found[splits[-1]]
+    splits = {"validation": budget.validation_images, "test": budget.test_images}
+    if job.stage == "search":
+        del splits["test"]
+    diverged: dict[str, float | None] = {"mse": math.nan}
+    found = {split: evaluate(model, images[split][:n]) if converged else diverged for split, n in splits.items()}
+    test, held_out = found.get("test", {}), found["validation" if job.stage == "search" else "test"]
     return AblationRun(
         *(job.stage, job.arm, job.codebook_size, job.seed, *job.weights, budget.steps, job.settings(budget)),
-        *(
-            found["validation"]["mse"],
-            test.get("mse"),
-            test.get("psnr"),
-            *(held_out.get(name) for name in CODE_FIGURES),
-        ),
+        *(found["validation"]["mse"], test.get("mse"), test.get("psnr")),
+        *(held_out.get(name) for name in CODE_FIGURES),
         *(wall, cpu, revision(), hf_vq.__version__, torch.__version__),
     )
 
 
 def revision() -> str:
     """Commit that this script belongs to, with `+` where files have changed since; empty if it is in no repository."""
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return result.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
 
 def planned_jobs(stage: str, args: argparse.Namespace, runs: Sequence[AblationRun]) -> list[Job]:
     """All trainings of a stage, seed by seed, so that a table of fewer seeds is there early."""
-    chosen = select_weights(runs)
+    chosen = {} if stage == "search" else select_weights(run for run in runs if run.arm in args.arms)
     jobs = []
     for seed in args.search_seeds if stage == "search" else args.seeds:
         for size in [STRESS_SIZE] if stage == "stress" else args.codebook_sizes:
@@ -322,12 +327,12 @@ def run_stage(stage: str, args: argparse.Namespace, budget: Budget) -> None:
 
 def write_tables(args: argparse.Namespace) -> None:
     """The report and its plots."""
-    runs = read_runs(args.results)
+    runs = current_runs(read_runs(args.results))
     default = VectorQuantizerConfig()
     notes = [
         f"The default of `VectorQuantizerConfig` is the arm {DEFAULT_ARM}, with the weights "
         f"{default.commitment_weight:g} / {default.codebook_weight:g}.",
-        "Weights of the losses were searched on validation images for each arm and K, with seeds of their own.",
+        "Loss weights were chosen on validation images for each arm and K, with seeds of their own.",
         "Stress: encoder's learning rate times "
         f"{STRESS_ENCODER_FACTOR:g}, all codes moved by one standard deviation per channel after their initialisation.",
     ]

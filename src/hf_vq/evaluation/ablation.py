@@ -1,6 +1,7 @@
 """Ablation of quantizers: the table of runs, choice of loss weights, paired differences, Markdown and plots."""
 
 import csv
+import io
 import math
 import os
 from collections import defaultdict
@@ -11,7 +12,6 @@ from typing import Any, get_args
 
 import numpy as np
 
-from ..files import atomic_file
 from .optional import import_extra
 from .report import summarize
 
@@ -84,12 +84,13 @@ class AblationRun:
 
 
 COLUMNS = [field.name for field in fields(AblationRun)]
+HEADER = ",".join(COLUMNS)
 
 
 def read_runs(path: str | Path) -> list[AblationRun]:
     """Rows of a results file.
 
-    A last line without its end, which an interruption can leave behind, is no row and is taken out of the file.
+    A last line without its end, which an interruption can leave behind, is no row; `append_run` takes it out.
 
     Args:
         path: CSV file; one that does not exist holds no rows.
@@ -101,14 +102,11 @@ def read_runs(path: str | Path) -> list[AblationRun]:
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1]
-    if complete != text:
-        with atomic_file(path) as temporary:
-            temporary.write_text(complete, encoding="utf-8")
-    rows = list(csv.reader(complete.splitlines()))
-    if rows and rows[0] != COLUMNS:
-        raise ValueError(f"{path}: found the columns {rows[0]}, expected {COLUMNS}; choose another file")
-    runs = [_parse_row(row, f"{path}, line {number}") for number, row in enumerate(rows[1:], start=2)]
+    header, end, _ = text.partition("\n")
+    if header != HEADER and (end or not HEADER.startswith(header)):
+        raise ValueError(f"{path}: found the columns {header!r}, expected {HEADER!r}; choose another file")
+    rows = csv.reader(text[: text.rfind("\n") + 1].splitlines()[1:])
+    runs = [_parse_row(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2)]
     keys = [run.key for run in runs]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
@@ -117,14 +115,21 @@ def read_runs(path: str | Path) -> list[AblationRun]:
 
 
 def append_run(path: str | Path, run: AblationRun) -> None:
-    """Adds a row to a results file, on disk when this returns; the file begins with the names of the columns."""
+    """Adds a row to a results file, on disk when this returns; the file begins with the names of the columns.
+
+    One process at a time may do this; reading meanwhile is harmless.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if file.tell() == 0:
+    line = io.StringIO()
+    writer = csv.writer(line, lineterminator="\n")
+    with path.open("ab") as file:
+        written = path.read_bytes()
+        file.truncate(written.rfind(b"\n") + 1)
+        if b"\n" not in written:
             writer.writerow(COLUMNS)
         writer.writerow(["" if value is None else value for value in asdict(run).values()])
+        file.write(line.getvalue().encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -152,6 +157,22 @@ def select_weights(runs: Iterable[AblationRun]) -> dict[tuple[str, int], Weights
             raise ValueError(f"search of {arm}, K = {size}: every training diverged; lower the learning rate")
         chosen[arm, size] = min(finite, key=lambda weights: finite[weights])
     return chosen
+
+
+def current_runs(runs: Sequence[AblationRun]) -> list[AblationRun]:
+    """Rows that belong together: all of the search, and of the other stages those with the weights it chooses now.
+
+    A search that was extended may choose other weights than before; what was trained with the old ones is left out.
+
+    Raises:
+        ValueError: as `select_weights`.
+    """
+    chosen = select_weights(runs)
+    return [
+        run
+        for run in runs
+        if run.stage == "search" or run.weights == chosen.get((run.arm, run.codebook_size), run.weights)
+    ]
 
 
 def search_errors(runs: Iterable[AblationRun]) -> dict[tuple[str, int], dict[Weights, dict[int, float]]]:
@@ -207,10 +228,10 @@ def arm_runs(runs: Iterable[AblationRun], stage: str, codebook_size: int) -> dic
     return dict(found)
 
 
-def winning_arm(
+def ranked_arms(
     runs: Iterable[AblationRun], candidates: Sequence[str], codebook_size: int, stage: str = "main"
-) -> str | None:
-    """The candidate with the least mean test error among those whose codes are active on average.
+) -> list[str]:
+    """The candidates whose codes are active, by mean test error, the least first: the first one wins.
 
     Args:
         runs: rows of any stage.
@@ -219,14 +240,14 @@ def winning_arm(
         stage: `"main"` or `"stress"`.
 
     Returns:
-        Its name, or `None` if no candidate has `MIN_ACTIVE_FRACTION` of its codes active without diverging.
+        Names of those that have `MIN_ACTIVE_FRACTION` of their codes active on average and never diverged.
     """
     means = {}
     for arm, rows in arm_runs(runs, stage, codebook_size).items():
         mse, active = figures(rows, "test_mse"), figures(rows, "active_fraction")
         if arm in candidates and mse and active and np.mean(active) >= MIN_ACTIVE_FRACTION and np.isfinite(mse).all():
             means[arm] = float(np.mean(mse))
-    return min(means, key=lambda arm: means[arm]) if means else None
+    return sorted(means, key=lambda arm: means[arm])
 
 
 def figures(rows: Iterable[AblationRun], name: str) -> list[float]:

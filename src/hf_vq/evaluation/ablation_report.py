@@ -17,9 +17,9 @@ from .ablation import (
     arm_runs,
     figures,
     paired_difference,
+    ranked_arms,
     search_errors,
     select_weights,
-    winning_arm,
 )
 from .optional import import_extra
 
@@ -27,6 +27,9 @@ STAGE_TITLES = {"main": "Main setting", "stress": "Stress setting"}
 COLOURS = ("#1f6f8b", "#d9822b", "#6b8f3c")
 DOTS_PER_INCH = 150
 _ROW_HEIGHT = 0.3
+
+# Settings that all runs of a results file share.
+_SHARED = ("data", "batch_size", "learning_rate", "validation_images", "test_images")
 
 # Title, field of a run, factor and decimals of each column of figures.
 _COLUMNS: tuple[tuple[str, str, float, int], ...] = (
@@ -106,10 +109,12 @@ def _provenance(runs: Sequence[AblationRun]) -> list[str]:
         return ", ".join(sorted({str(getattr(run, name)) or "unknown" for run in runs}))
 
     stages = {stage: sum(run.stage == stage for run in runs) for stage in ("search", *STAGE_TITLES)}
+    settings = {name: value for run in runs for name, value in json.loads(run.settings).items() if name in _SHARED}
     hours = sum(run.cpu_seconds for run in runs) / 3600
     return [
         f"- {len(runs)} trainings ({', '.join(f'{stage} {count}' for stage, count in stages.items())}), "
         f"{values('steps')} steps each, {hours:.1f} hours of one processor core.",
+        f"- {', '.join(f'{name} {value}' for name, value in settings.items())}.",
         f"- Code revision {values('revision')}, hf_vq {values('hf_vq_version')}, PyTorch {values('torch_version')}.",
         "- Cells are mean ± standard deviation over the seeds; Δ is the mean of the paired differences in MSE ×10³ ± "
         "its standard error [95 % interval after Student's t], negative where the arm is better.",
@@ -133,21 +138,26 @@ def _stage_table(rows: dict[str, list[AblationRun]], arms: Sequence[str], refere
 
 def _winner_sentence(runs: Sequence[AblationRun], candidates: Sequence[str], size: int, stage: str) -> str:
     share = f"{100 * MIN_ACTIVE_FRACTION:g} % of its codes active"
-    winner = winning_arm(runs, candidates, size, stage)
-    if winner is None:
+    ranking = ranked_arms(runs, candidates, size, stage)
+    if not ranking:
         return f"No arm of `VectorQuantizerConfig` has at least {share}."
-    rows = arm_runs(runs, stage, size)
-    best = _by_seed(rows[winner])
-    ties = []
-    for arm in candidates:
-        others = _by_seed(rows.get(arm, []))
-        if arm == winner or set(others) != set(best) or not np.isfinite(list(others.values())).all():
-            continue
-        interval = paired_difference(others, best).interval
-        if interval is None or interval[0] <= 0:
-            ties.append(arm)
-    tied = f" Within its 95 % interval: {', '.join(ties)}." if ties else " No other arm is within its 95 % interval."
-    return f"Least held-out error among the arms of `VectorQuantizerConfig` with at least {share}: **{winner}**.{tied}"
+    winner, *others = ranking
+    errors = {arm: _by_seed(rows) for arm, rows in arm_runs(runs, stage, size).items()}
+    ties = [arm for arm in others if not _is_worse(errors[arm], errors[winner])]
+    told_apart = (
+        f"By the 95 % interval of the paired difference it cannot be told from: {', '.join(ties)}."
+        if ties
+        else "The 95 % interval of the paired difference to each of the others leaves out 0."
+    )
+    return (
+        f"Of the arms of `VectorQuantizerConfig` with at least {share}, **{winner}** has the least error. {told_apart}"
+    )
+
+
+def _is_worse(errors: dict[int, float], best: dict[int, float]) -> bool:
+    """Whether the interval of the paired difference lies above 0; without one it is not known to be worse."""
+    interval = paired_difference(errors, best).interval if set(errors) == set(best) else None
+    return interval is not None and interval[0] > 0
 
 
 def _search_table(runs: Sequence[AblationRun], arms: Sequence[str]) -> list[str]:
