@@ -50,7 +50,7 @@ class VQForImageClassification(PreTrainedModel):
     """
 
     config_class = VQImageClassifierConfig
-    base_model_prefix = "backbone"
+    base_model_prefix = "vq_image_classifier"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _supports_sdpa = True
@@ -60,7 +60,10 @@ class VQForImageClassification(PreTrainedModel):
         # Recomputing a ResNet's stage would update the statistics of its batch normalisation twice.
         self.supports_gradient_checkpointing = config.backbone != "resnet"
         self.depth = config.quantizer_depth
-        self.backbone = BACKBONES[config.backbone](config.network_config)
+        network_config = config.network_config
+        if config.backbone == "vit":
+            network_config._attn_implementation = config._attn_implementation
+        self.backbone = BACKBONES[config.backbone](network_config)
         quantizer_config, width = config.quantizer_config, config.quantizer_width
         self.project_in: nn.Module = nn.Identity()
         self.project_out: nn.Module = nn.Identity()
