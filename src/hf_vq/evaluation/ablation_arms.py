@@ -30,6 +30,9 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "replacement": {"replace_after": 20},
 }
 
+RUNNING: dict[str, Any] = {"parameterization": "affine_running"}
+"""The other way to the affine codebook that Huh et al. describe: by running moments instead of learned parameters."""
+
 FSQ_LEVELS = {256: [8, 6, 5], 1024: [8, 5, 5, 5]}
 """Levels of the FSQ arm for each K: 240 and 1000 codes, the nearest that its authors advise."""
 
@@ -50,6 +53,9 @@ def _vector_arms() -> dict[str, dict[str, Any]]:
         "kmeans+affine+replacement": combined("kmeans", "affine", "replacement"),
         "all": combined(*TECHNIQUES),
         **{f"all-{name}": combined(*(other for other in TECHNIQUES if other != name)) for name in TECHNIQUES},
+        "running+replacement": combined("kmeans", "replacement") | RUNNING,
+        "running+sync+replacement": combined("kmeans", "sync", "replacement") | RUNNING,
+        "all, running": combined(*TECHNIQUES) | RUNNING,
         "ema+replacement": {**combined("kmeans", "replacement"), "update": "ema"},
         "simvq": {"parameterization": "linear"},
         "rotation": {**combined("kmeans"), "estimator": "rotation"},

@@ -20,6 +20,9 @@ CHOICES = {
 class VectorQuantizerConfig(QuantizerConfig):
     r"""Choices of a `VectorQuantizer`; names follow the terms they act on.
 
+    The defaults are the arm that won the ablation of `docs/quantizers.md`; the loss weights are those of Huh et al.'s
+    notation with \(\alpha = 1.25, \beta = 0.95\).
+
     Args:
         codebook_size: number of codes K of each codebook, at least 2.
         codebook_dim: channels C of the layer's input and output, at least 1.
@@ -58,20 +61,20 @@ class VectorQuantizerConfig(QuantizerConfig):
 
     codebook_size: int = 512
     codebook_dim: int = 64
-    parameterization: str = "affine"
+    parameterization: str = "affine_running"
     affine_groups: int = 1
     affine_lr_scale: float = 1.0
     update: str = "gradient"
     ema_decay: float = 0.99
     estimator: str = "straight_through"
-    sync_weight: float = 0.0
+    sync_weight: float = 1.0
     distance: str = "euclidean"
     init: str = "kmeans"
     replace_after: int | None = 20
     structure: str = "single"
     num_codebooks: int = 1
-    commitment_weight: float = 0.25
-    codebook_weight: float = 1.0
+    commitment_weight: float = 0.0625
+    codebook_weight: float = 1.1875
     channel_last: bool = False
     seed: int = 0
 

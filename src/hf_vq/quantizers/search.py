@@ -91,9 +91,7 @@ def _best_keys(queries: torch.Tensor, keys: torch.Tensor, buffer: torch.Tensor) 
     return best
 
 
-def _tile_maximum(
-    queries: torch.Tensor, keys: torch.Tensor, buffer: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _tile_maximum(queries: torch.Tensor, keys: torch.Tensor, buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Greatest product of each query with the keys of one tile, and the (lowest) index of the key that gives it.
 
     torch's `argmax` goes through a tile one number at a time. Its max pooling with indices does the same work with
