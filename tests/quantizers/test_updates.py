@@ -12,7 +12,8 @@ K, C = 8, 3
 
 def make(**fields):
     torch.manual_seed(0)
-    return VectorQuantizer(**{"codebook_size": K, "codebook_dim": C, "init": "random", "replace_after": None, **fields})
+    base = {"codebook_size": K, "codebook_dim": C, "init": "random", "replace_after": None, "sync_weight": 0.0}
+    return VectorQuantizer(**{**base, **fields})
 
 
 def batch(step, offset=0.0):
@@ -44,7 +45,7 @@ def test_ema_codes_get_no_gradient_and_no_codebook_term():
     output = quantizer(batch(0).requires_grad_())
     (output.loss + output.quantized.sum()).backward()
     assert all(parameter.grad is None for parameter in quantizer.parameters())
-    torch.testing.assert_close(output.loss, 0.25 * output.commitment_loss)
+    torch.testing.assert_close(output.loss, quantizer.config.commitment_weight * output.commitment_loss)
 
 
 def test_ema_codes_without_use_stand_still_to_the_bit():

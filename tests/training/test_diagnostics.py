@@ -9,7 +9,9 @@ from hf_vq.training.diagnostics import codebook_figures, codes_with_gradient, gr
 
 def make(**fields):
     torch.manual_seed(0)
-    return VectorQuantizer(**{"codebook_size": 8, "codebook_dim": 3, "parameterization": "plain", **fields})
+    return VectorQuantizer(
+        **{"codebook_size": 8, "codebook_dim": 3, "parameterization": "plain", "sync_weight": 0.0, **fields}
+    )
 
 
 def test_codes_that_are_the_outputs_leave_no_error_and_no_distance():
