@@ -1,28 +1,60 @@
-"""Encodes a paired data set once with trained tokenizers and stores the codes as a `datasets` data set.
+"""Encodes a data set once with trained tokenizers and stores the codes as a `datasets` data set.
 
     python scripts/encode_codes.py --data cohort --volume_tokenizer volume-tokenizer --view_tokenizer view-tokenizer \\
         --output_dir codes
+    python scripts/encode_codes.py --data /usr/share/datasets/fashion-mnist --tokenizer tokenizer --output_dir codes
 
-The result has the splits of the data, and for each subject the columns `subject`, `codes` (the volume's grid) and one
-per view (that view's grid), all int32.
+The result has the splits of the data. Of paired data it holds for each subject the columns `subject`, `codes` (the
+volume's grid) and one per view (that view's grid); of images the columns `codes` and `label`. Codes are int32.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import Array2D, Array3D, Dataset, DatasetDict, Features, Value
+from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Features, Value
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import AutoImageProcessor
 
 from hf_vq import CTVolumeProcessor, VQTokenizer, XrayImageProcessor
-from hf_vq.data import PairedDataset
+from hf_vq.data import ImageDataset, PairedDataset
 from hf_vq.files import atomic_directory
 from hf_vq.models import load_tokenizer
 from hf_vq.training.arguments import run
 
 SPLITS = ("train", "validation", "test")
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="paired or image folder, or data set id")
+    parser.add_argument("--volume_tokenizer", help="paired data: folder or Hub id of 3D tokenizer and processor")
+    parser.add_argument("--view_tokenizer", help="paired data: folder or Hub id of 2D tokenizer and processor")
+    parser.add_argument("--tokenizer", help="images: folder or Hub id of 2D tokenizer and processor")
+    parser.add_argument("--image_column", help="images: their column, where there are several")
+    parser.add_argument("--label_column", help="images: the column of labels, where it is not plain")
+    parser.add_argument("--label_names", nargs="+", help="images: name of each label, where the data have none")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--overwrite", action="store_true", help="replace what output_dir holds")
+    return parser.parse_args(arguments)
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raises ValueError unless the flags name the tokenizers of one kind of data."""
+    paired = [name for name in ("volume_tokenizer", "view_tokenizer") if getattr(args, name)]
+    if bool(args.tokenizer) == bool(paired) or len(paired) == 1:
+        given = [f"--{name}" for name in (*paired, *(["tokenizer"] if args.tokenizer else []))]
+        raise ValueError(
+            "expected --tokenizer for images, or --volume_tokenizer and --view_tokenizer for paired data; found "
+            f"{given or 'none of them'}"
+        )
+    if args.batch_size < 1:
+        raise ValueError(f"--batch_size: found {args.batch_size}, expected at least 1")
 
 
 def check_views(source: str, datasets: dict[str, PairedDataset]) -> None:
@@ -33,7 +65,7 @@ def check_views(source: str, datasets: dict[str, PairedDataset]) -> None:
 
 
 @torch.no_grad()
-def encode_split(
+def encode_subjects(
     dataset: PairedDataset, volume_tokenizer: VQTokenizer, view_tokenizer: VQTokenizer, batch_size: int
 ) -> Iterator[dict[str, Any]]:
     """One row of codes for each subject."""
@@ -47,39 +79,50 @@ def encode_split(
             yield {"subject": subject, "codes": codes[index].int().cpu().numpy(), **by_view}
 
 
-def main() -> None:
-    """Parse, build, loop, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="paired folder or data set id")
-    parser.add_argument(
-        "--volume_tokenizer", required=True, help="folder or Hub id of the 3D tokenizer and its processor"
-    )
-    parser.add_argument(
-        "--view_tokenizer", required=True, help="folder or Hub id of the 2D tokenizer and its processor"
-    )
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--overwrite", action="store_true", help="replace what output_dir holds")
-    args = parser.parse_args()
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def encode_paired(args: argparse.Namespace, device: torch.device) -> DatasetDict:
+    """Codes of the volumes and views of all splits."""
     volume_tokenizer = load_tokenizer(args.volume_tokenizer, 3, device)
     view_tokenizer = load_tokenizer(args.view_tokenizer, 2, device)
-    volume_processor = CTVolumeProcessor.from_pretrained(args.volume_tokenizer)
-    view_processor = XrayImageProcessor.from_pretrained(args.view_tokenizer)
-    datasets = {
-        split: PairedDataset(args.data, split, volume_processor=volume_processor, view_processor=view_processor)
-        for split in SPLITS
+    processors = {
+        "volume_processor": CTVolumeProcessor.from_pretrained(args.volume_tokenizer),
+        "view_processor": XrayImageProcessor.from_pretrained(args.view_tokenizer),
     }
+    datasets = {split: PairedDataset(args.data, split, **processors) for split in SPLITS}
     check_views(args.data, datasets)
+    splits = {}
+    for split, dataset in datasets.items():
+        rows = list(encode_subjects(dataset, volume_tokenizer, view_tokenizer, args.batch_size))
+        grids = {name: Array2D(rows[0][name].shape, "int32") for name in dataset.view_names}
+        grids["codes"] = Array3D(rows[0]["codes"].shape, "int32")
+        splits[split] = Dataset.from_list(rows, features=Features({"subject": Value("string"), **grids}))
+    return DatasetDict(splits)
+
+
+@torch.no_grad()
+def encode_images(args: argparse.Namespace, device: torch.device) -> DatasetDict:
+    """Codes and labels of the images of all splits."""
+    tokenizer = load_tokenizer(args.tokenizer, 2, device)
+    processor = AutoImageProcessor.from_pretrained(args.tokenizer)
+    splits = {}
+    for split in SPLITS:
+        columns = {name: getattr(args, name) for name in ("image_column", "label_column", "label_names")}
+        dataset = ImageDataset(args.data, split, processor, **columns)
+        loader = tqdm(DataLoader(dataset, batch_size=args.batch_size), desc=f"encode {split}")
+        batches = [tokenizer.encode(batch["pixel_values"].to(device)).codes.int().cpu().numpy() for batch in loader]
+        codes, labels = np.concatenate(batches), [dataset.label(index) for index in range(len(dataset))]
+        features = {"codes": Array2D(codes.shape[1:], "int32"), "label": ClassLabel(names=dataset.label_names)}
+        splits[split] = Dataset.from_dict({"codes": codes, "label": labels}, features=Features(features))
+    return DatasetDict(splits)
+
+
+def main() -> None:
+    """Parse, load, encode, save."""
+    args = parse_args()
+    check_args(args)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with atomic_directory(args.output_dir, overwrite=args.overwrite, marker="train/dataset_info.json") as temporary:
-        splits = {}
-        for split, dataset in datasets.items():
-            rows = list(encode_split(dataset, volume_tokenizer, view_tokenizer, args.batch_size))
-            grids = {name: Array2D(rows[0][name].shape, "int32") for name in dataset.view_names}
-            grids["codes"] = Array3D(rows[0]["codes"].shape, "int32")
-            splits[split] = Dataset.from_list(rows, features=Features({"subject": Value("string"), **grids}))
-        DatasetDict(splits).save_to_disk(temporary)
+        encode = encode_images if args.tokenizer else encode_paired
+        encode(args, device).save_to_disk(temporary)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ class TokenizerArguments(TrainingArguments):
     """Flags of this script."""
 
     data_type: str = field(default="paired", metadata={"help": f"Kind of --data, one of {DATA_TYPES}."})
+    image_column: str | None = field(default=None, metadata={"help": "Images: their column, where there are several."})
+    label_column: str | None = field(
+        default=None, metadata={"help": "Images: the column of labels, where it is not plain."}
+    )
     cache_data: bool = field(default=False, metadata={"help": "Keep all processed samples in memory."})
     num_sheet_samples: int = field(default=4, metadata={"help": "Samples on a validation sheet."})
     processor: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of the processor's config."})
@@ -80,7 +84,8 @@ def main() -> None:
     check_fields(args.model, VQTokenizerConfig, "--model")
     config = VQTokenizerConfig(**args.model)
     import_extra("matplotlib")  # the first validation draws a sheet: better to stop now than then
-    data = open_tokenizer_data(args.data_type, args.data, config, args.processor, args.cache_data)
+    columns = {name: getattr(args, name) for name in ("image_column", "label_column")}
+    data = open_tokenizer_data(args.data_type, args.data, config, args.processor, args.cache_data, columns)
 
     training = TrainingRun(accelerator, VQTokenizer(config), args)
     training.model.train()

@@ -8,7 +8,13 @@ import torch
 from PIL import Image
 
 from hf_vq.data.radiographs import render_views
-from hf_vq.evaluation.sheets import SheetSubject, oriented_slice, save_evaluation_sheet, save_reconstruction_sheet
+from hf_vq.evaluation.sheets import (
+    SheetSubject,
+    oriented_slice,
+    save_evaluation_sheet,
+    save_reconstruction_sheet,
+    save_sample_sheet,
+)
 
 
 def _marker(superior: bool, anterior: bool, right: bool) -> np.ndarray:
@@ -111,3 +117,31 @@ def test_reconstruction_sheet_accepts_what_a_training_step_has(tmp_path: Path) -
     save_reconstruction_sheet(inputs, inputs.clone().requires_grad_(), tmp_path / "sheet.png", max_items=1)
     with pytest.raises(ValueError, match="one shape"):
         save_reconstruction_sheet(inputs, inputs[:1], tmp_path / "other.png")
+
+
+def test_reconstruction_sheet_of_colour_images(tmp_path: Path) -> None:
+    """A red input against its black reconstruction: red is drawn, and the error is the mean over the channels."""
+    inputs = torch.full((1, 3, 8, 8), -1.0)
+    inputs[:, 0] = 1
+    path = save_reconstruction_sheet(inputs, torch.full_like(inputs, -1), tmp_path / "sheet.png")
+    with Image.open(path) as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
+    assert {(255, 0, 0), (0, 0, 0)} <= colours
+    with pytest.raises(ValueError, match="3, H, W"):
+        save_reconstruction_sheet(inputs[:, :2], inputs[:, :2], tmp_path / "other.png")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sample_sheet_has_a_row_for_each_class(tmp_path: Path, channels: int) -> None:
+    images = torch.linspace(-0.5, 1.5, 5 * channels * 64).reshape(5, channels, 8, 8)
+    one = save_sample_sheet(tmp_path / "one.png", {"Sneaker": images}, title="step 10")
+    two = save_sample_sheet(tmp_path / "two.png", {"Sneaker": images, "Bag": images[:2]}, title="step 10")
+    with Image.open(one) as first, Image.open(two) as second:
+        assert first.width == second.width
+        assert second.height > first.height + 100
+
+
+@pytest.mark.parametrize("rows", [{}, {"Bag": torch.zeros(0, 1, 8, 8)}, {"Bag": torch.zeros(2, 8, 8)}])
+def test_sample_sheet_needs_images(tmp_path: Path, rows: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"at least one row|'Bag' has shape"):
+        save_sample_sheet(tmp_path / "sheet.png", rows)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_vq import CodeTransformer
-from hf_vq.models.modeling_code_transformer import OPPOSITE_DIRECTIONS
+from hf_vq.models.axial_positions import OPPOSITE_DIRECTIONS
 from hf_vq.processors import geometry
 
 FIELDS = {
@@ -208,3 +208,127 @@ def test_bad_inputs_are_named():
         model(codes, context, view_ids=torch.zeros(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match="exactly one"):
         model(codes)
+
+
+IMAGE_FIELDS = {"num_codes": 11, "code_grid": (3, 4), "context_dim": None, "hidden_size": 16, "num_heads": 2}
+CLASSES = {"num_classes": 3, "label_dropout": 0.5, "id2label": {0: "shirt", 1: "bag", 2: "boot"}}
+
+
+def make_for_images(**fields):
+    torch.manual_seed(0)
+    model = CodeTransformer(**{**IMAGE_FIELDS, "num_layers": 2, **fields})
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def image_codes(batch=2):
+    return torch.randint(0, 12, (batch, 3, 4), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (2, 3, 4)])
+@pytest.mark.parametrize(("position_embedding", "context_attention"), CASES)
+def test_a_model_without_views_or_classes(grid, position_embedding, context_attention, tmp_path):
+    codes = torch.randint(0, 12, (2, *grid))
+    fields = {"position_embedding": position_embedding, "context_attention": context_attention, "code_grid": grid}
+    model = make_for_images(**fields)
+    logits = model(codes).sample
+    assert logits.shape == (2, codes[0].numel(), 11)
+    assert model.view_names == []
+    assert model.label2id == {}
+    names = {name for name, _ in model.named_parameters()}
+    assert not any("context" in name or "view" in name or "class" in name for name in names)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(CodeTransformer.from_pretrained(tmp_path)(codes).sample, logits)
+
+
+def test_image_grids_have_axes_of_their_own():
+    model = make_for_images(code_grid=(3, 4))
+    assert tuple(model.config.volume_axes) == ("rows", "columns")
+    rows, columns = (model.positions.tables[axis] for axis in ("rows", "columns"))
+    positions = model.positions(("rows", "columns"), (3, 4)).view(3, 4, -1)
+    torch.testing.assert_close(positions, rows[:, None] + columns)
+
+
+def test_class_label_changes_the_logits_and_no_label_has_three_spellings(tmp_path):
+    model, codes = make_for_images(**CLASSES), image_codes()
+    assert model.label2id == {"shirt": 0, "bag": 1, "boot": 2}
+    logits = [model(codes, class_labels=torch.full((2,), label)).sample for label in (0, 1, -1, 3)]
+    assert not torch.allclose(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2])
+    assert torch.equal(logits[2], logits[3])
+    assert torch.equal(logits[2], model(codes).sample)
+    mixed = model(codes, class_labels=torch.tensor([1, -1])).sample
+    torch.testing.assert_close(mixed, torch.stack((logits[1][0], logits[2][1])))
+    model.save_pretrained(tmp_path)
+    loaded = CodeTransformer.from_pretrained(tmp_path)
+    assert loaded.label2id == model.label2id
+    assert torch.equal(loaded(codes, class_labels=torch.tensor([1, -1])).sample, mixed)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_labels_are_dropped_at_the_configured_rate(rate, generator):
+    model, labels = make_for_images(**{**CLASSES, "label_dropout": rate}), torch.arange(3).repeat(1000)
+    dropped = model.drop_labels(labels, generator)
+    assert torch.equal(model.drop_labels(labels, torch.Generator().manual_seed(0)), dropped)
+    assert torch.equal(dropped[dropped >= 0], labels[dropped >= 0])
+    assert (dropped == -1).float().mean().item() == pytest.approx(rate, abs=0.03)
+
+
+def test_a_class_is_no_obstacle_to_views_and_their_cache():
+    codes, context = inputs()
+    model = make(context_attention="prefix", num_classes=3)
+    labels = torch.tensor([0, 2])
+    logits = model(codes, context, class_labels=labels).sample
+    assert not torch.allclose(logits, model(codes, context).sample)
+    cached = model.encode_context(context)
+    assert torch.equal(model(codes, context_key_values=cached, class_labels=labels).sample, logits)
+
+
+def test_gradients_reach_the_classes_that_were_given():
+    model = make_for_images(**CLASSES).train()
+    model(image_codes(), class_labels=torch.tensor([0, -1])).sample.square().mean().backward()
+    moved = model.class_embedding.weight.grad.abs().sum(dim=1) > 0
+    assert moved.tolist() == [True, False, False, True]
+
+
+def test_initialisation_from_a_single_codebook():
+    model = make_for_images()
+    head = model.head.weight.clone()
+    model.initialize_from_codebooks(torch.randn(11, 6))
+    assert not torch.equal(model.head.weight, head)
+    with pytest.raises(ValueError, match="context_dim is None, and they are given"):
+        model.initialize_from_codebooks(torch.randn(11, 6), torch.randn(9, 5))
+    with pytest.raises(ValueError, match="context_dim is 5, and they are missing"):
+        make().initialize_from_codebooks(torch.randn(11, 6))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"num_classes": 3, "label_dropout": 1.0}, "label_dropout"),
+        ({"label_dropout": 0.1}, "need num_classes"),
+        ({"id2label": {0: "bag"}}, "need num_classes"),
+        ({"num_classes": 2, "id2label": {0: "bag"}}, "from 0 to 1"),
+        ({"num_classes": 2, "id2label": {0: "bag", 1: "bag"}}, "names of their own"),
+        ({"view_axes": {"front": ("rows", "columns")}}, r"\['front'\] of a model without any"),
+        ({"context_dim": 5}, "context_dim=None"),
+    ],
+)
+def test_bad_fields_of_image_models_are_named(fields, words):
+    with pytest.raises(ValueError, match=words):
+        CodeTransformer(**{**IMAGE_FIELDS, **fields})
+
+
+def test_bad_conditions_are_named():
+    model, codes = make_for_images(**CLASSES), image_codes()
+    for labels in (torch.tensor([0, 4]), torch.tensor([-2, 0]), torch.tensor([0])):
+        with pytest.raises(ValueError, match=r"class_labels must be \(2,\)"):
+            model(codes, class_labels=labels)
+    with pytest.raises(ValueError, match="without classes"):
+        make_for_images()(codes, class_labels=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="without views"):
+        model(codes, context=torch.randn(2, 1, 24, 5))
+    with pytest.raises(ValueError, match="without views"):
+        make_for_images(context_attention="prefix").encode_context(torch.randn(2, 1, 24, 5))

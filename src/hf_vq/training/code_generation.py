@@ -73,15 +73,15 @@ class CodeGenerationTask:
         names = {number: name for name, number in transformer.label2id.items()}
         num_classes = transformer.config.num_classes
         labels = list(range(min(num_classes, max_rows))) if num_classes else [-1, -1]
-        images = self.pipeline(
+        output: Any = self.pipeline(
             labels,
             num_images_per_prompt=images_per_row,
             num_inference_steps=self._args.num_inference_steps,
             generator=torch.Generator().manual_seed(self._args.seed),
             output_type="pt",
-        ).images.cpu()
+        )
         titles = [names.get(label, str(label)) if num_classes else f"row {row + 1}" for row, label in enumerate(labels)]
-        return dict(zip(titles, images.split(images_per_row), strict=True))
+        return dict(zip(titles, output.images.cpu().split(images_per_row), strict=True))
 
     def _build_pipeline(self, codes: Dataset) -> CodeGenerationPipeline:
         args = self._args

@@ -1,5 +1,6 @@
 """The kinds of data that a tokenizer is trained on, behind one interface."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,12 @@ class TokenizerData:
 
 
 def open_tokenizer_data(
-    data_type: str, source: str, config: VQTokenizerConfig, processor_fields: dict[str, Any], cache: bool = False
+    data_type: str,
+    source: str,
+    config: VQTokenizerConfig,
+    processor_fields: dict[str, Any],
+    cache: bool = False,
+    columns: Mapping[str, str | None] | None = None,
 ) -> TokenizerData:
     """The data that a tokenizer of this config can be trained on, and the processor for them.
 
@@ -49,6 +55,7 @@ def open_tokenizer_data(
         config: of the tokenizer; its `spatial_dims` and `in_channels` choose the processor.
         processor_fields: fields of the `CTVolumeProcessor`, of the `XrayImageProcessor`, or `size` of square images.
         cache: keep all processed items in memory.
+        columns: `image_column` and `label_column` of an image data set, see `ImageDataset`.
 
     Raises:
         ValueError: if `data_type` or a field is unknown, or the data cannot be read.
@@ -56,18 +63,20 @@ def open_tokenizer_data(
     if data_type not in DATA_TYPES:
         raise ValueError(f"--data_type {data_type} is unknown; choose one of {DATA_TYPES}")
     if data_type == "images":
-        return _image_data(source, config, processor_fields, cache)
+        return _image_data(source, config, processor_fields, {"cache": cache, **(columns or {})})
     is_volume = config.spatial_dims == 3
     processor_class = CTVolumeProcessor if is_volume else XrayImageProcessor
     check_fields(processor_fields, processor_class, "--processor")
     processor = processor_class(**processor_fields)
-    loads = {"volume_processor" if is_volume else "view_processor": processor, "cache": cache}
+    loads: dict[str, Any] = {"volume_processor" if is_volume else "view_processor": processor, "cache": cache}
     train, validation = (PairedDataset(source, split, **loads) for split in ("train", "validation"))
     low, high = processor.output_range
     return TokenizerData(train, validation, processor, (low, high))
 
 
-def _image_data(source: str, config: VQTokenizerConfig, fields: dict[str, Any], cache: bool) -> TokenizerData:
+def _image_data(
+    source: str, config: VQTokenizerConfig, fields: dict[str, Any], options: dict[str, Any]
+) -> TokenizerData:
     if config.spatial_dims != 2:
         raise ValueError(f"--data_type images needs a tokenizer with spatial_dims=2; got {config.spatial_dims}")
 
@@ -76,5 +85,5 @@ def _image_data(source: str, config: VQTokenizerConfig, fields: dict[str, Any], 
 
     check_fields(fields, image_processor, "--processor")
     processor = image_processor(**fields)
-    train, validation = (ImageDataset(source, split, processor, cache) for split in ("train", "validation"))
+    train, validation = (ImageDataset(source, split, processor, **options) for split in ("train", "validation"))
     return TokenizerData(train, validation, processor, (-1.0, 1.0))

@@ -77,13 +77,13 @@ class ViewsToVolumeTask:
         figures = {}
         for label, shift in (("validation_psnr", 0), ("validation_psnr_shuffled", 1)):
             sources = [chosen[(i + shift) % len(chosen)] for i in range(len(chosen))]
-            volumes = self.pipeline(
+            output: Any = self.pipeline(
                 {name: [data.view_image(i, name) for i in sources] for name in self._names},
                 num_inference_steps=self._args.num_inference_steps,
                 generator=torch.Generator().manual_seed(self._args.seed),
                 output_type="pt",
-            ).volumes.cpu()
-            errors = (volumes.clamp(low, high) - true).square().flatten(1).mean(dim=1)
+            )
+            errors = (output.volumes.cpu().clamp(low, high) - true).square().flatten(1).mean(dim=1)
             figures[label] = float((10 * torch.log10((high - low) ** 2 / errors)).mean())
         return figures
 
