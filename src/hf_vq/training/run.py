@@ -123,6 +123,8 @@ class TrainingRun:
             dataset,
             batch_size=args.train_batch_size,
             sampler=sampler,
+            # Of its own: from the global one a loader would draw a number after a resume, and dropout be another.
+            generator=torch.Generator().manual_seed(args.seed),
             num_workers=args.dataloader_num_workers,
             persistent_workers=args.dataloader_num_workers > 0,
         )
