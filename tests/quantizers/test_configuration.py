@@ -28,7 +28,7 @@ from hf_vq.quantizers.configuration import CHOICES
         ({"channel_last": 1}, "channel_last=1"),
         ({"seed": True}, "seed=True"),
         ({"update": "ema"}, "update='ema' .* parameterization='affine_running'"),
-        ({"update": "ema", "parameterization": "plain", "sync_weight": 1.0}, "sync_weight=1.0 .* update='ema'"),
+        ({"update": "ema", "parameterization": "plain", "sync_weight": 1.0}, "update='ema' .* sync_weight=1.0"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"update": "momentum"}, "update='momentum'"),
         ({"estimator": "gumbel"}, "estimator='gumbel'"),

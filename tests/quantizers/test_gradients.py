@@ -17,7 +17,7 @@ def make(**fields):
     torch.manual_seed(0)
     quantizer = VectorQuantizer(
         **{"codebook_size": K, "codebook_dim": C, "init": "random", "replace_after": None, "sync_weight": NU},
-        **{"commitment_weight": COMMITMENT, "codebook_weight": CODEBOOK},
+        **{"commitment_weight": COMMITMENT, "codebook_weight": CODEBOOK, "codebook_lr_scale": 3.0},
         **fields,
     ).double()
     for codebook in quantizer.all_codebooks:
@@ -32,6 +32,8 @@ def make(**fields):
 def effective_by_formula(codebook, parameters):
     raw, config = parameters["weight"], codebook.config
     moments = dict(codebook.parameterization.named_buffers())
+    if config.parameterization in ("plain", "affine"):
+        raw = config.codebook_lr_scale * raw
     if config.parameterization == "affine":
         scaled = (1 + config.affine_lr_scale * parameters["parameterization.gamma"]) * raw
         raw = scaled + config.affine_lr_scale * parameters["parameterization.shift"]

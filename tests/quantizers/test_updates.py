@@ -13,6 +13,7 @@ K, C = 8, 3
 def make(**fields):
     torch.manual_seed(0)
     base = {"codebook_size": K, "codebook_dim": C, "init": "random", "replace_after": None, "sync_weight": 0.0}
+    base["codebook_lr_scale"] = 1.0
     return VectorQuantizer(**{**base, **fields})
 
 

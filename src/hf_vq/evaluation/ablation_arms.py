@@ -14,6 +14,7 @@ PLAIN: dict[str, Any] = {
     "parameterization": "plain",
     "update": "gradient",
     "estimator": "straight_through",
+    "codebook_lr_scale": 1.0,
     "sync_weight": 0.0,
     "distance": "euclidean",
     "init": "random",
@@ -30,6 +31,8 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "replacement": {"replace_after": 20},
 }
 
+FAST: dict[str, Any] = {"codebook_lr_scale": 50.0}
+"""Codes that learn faster than the network."""
 RUNNING: dict[str, Any] = {"parameterization": "affine_running"}
 """The other way to the affine codebook that Huh et al. describe: by running moments instead of learned parameters."""
 
@@ -53,9 +56,11 @@ def _vector_arms() -> dict[str, dict[str, Any]]:
         "kmeans+affine+replacement": combined("kmeans", "affine", "replacement"),
         "all": combined(*TECHNIQUES),
         **{f"all-{name}": combined(*(other for other in TECHNIQUES if other != name)) for name in TECHNIQUES},
-        "running+replacement": combined("kmeans", "replacement") | RUNNING,
+        "fast+replacement": combined("kmeans", "replacement") | FAST,
+        "fast+sync+replacement": combined("kmeans", "sync", "replacement") | FAST,
+        "fast+affine+sync+replacement": combined("kmeans", "affine", "sync", "replacement") | FAST,
+        "fast+running+sync+replacement": combined("kmeans", "sync", "replacement") | RUNNING | FAST,
         "running+sync+replacement": combined("kmeans", "sync", "replacement") | RUNNING,
-        "all, running": combined(*TECHNIQUES) | RUNNING,
         "ema+replacement": {**combined("kmeans", "replacement"), "update": "ema"},
         "simvq": {"parameterization": "linear"},
         "rotation": {**combined("kmeans"), "estimator": "rotation"},

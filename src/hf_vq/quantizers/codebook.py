@@ -6,8 +6,8 @@ from torch import nn
 
 from .configuration import VectorQuantizerConfig
 from .distributed import all_reduce_sum, broadcast_from_main, gather_global_rows, row_offset
-from .functional import active_fraction, kmeans, perplexity
-from .parameterizations import LinearParameterization, build_parameterization
+from .functional import active_fraction, as_float, kmeans, perplexity
+from .parameterizations import LinearParameterization, RunningAffineParameterization, build_parameterization
 
 # k-means sees at most this many vectors for each code; more hardly moves the centres and costs time.
 KMEANS_SAMPLES_PER_CODE = 64
@@ -56,10 +56,13 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Puts weights and counters into their state before training; fills every parameter and buffer."""
-        bound = 1.0 / self.config.codebook_size
-        if isinstance(self.parameterization, LinearParameterization):
+        size, parameterization = self.config.codebook_size, self.parameterization
+        if isinstance(parameterization, LinearParameterization):
             nn.init.normal_(self.weight, std=self.config.dim_per_codebook**-0.5)
+        elif isinstance(parameterization, RunningAffineParameterization):
+            nn.init.normal_(self.weight, std=parameterization.initial_std)
         else:
+            bound = 1.0 / (size * parameterization.code_scale)
             nn.init.uniform_(self.weight, -bound, bound)
         self.parameterization.reset_parameters()
         if self.averages is not None:
@@ -69,9 +72,12 @@ class Codebook(nn.Module):
             nn.init.zeros_(counter)
 
     def effective(self) -> torch.Tensor:
-        """Codes as used for look-up and decoding: `(K, C)`, differentiable in raw codes and parameterisation."""
+        """Codes as used for look-up and decoding: `(K, C)`, float32 or better, differentiable in raw codes and
+        parameterisation."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            return self.normalize(self.parameterization(self.weight))
+            # A copy: a later batch may place codes in `weight` before the backward of this one.
+            raw = as_float(self.weight).clone() if self.training else as_float(self.weight)
+            return self.normalize(self.parameterization(raw))
 
     def normalize(self, vectors: torch.Tensor) -> torch.Tensor:
         """`(N, C)` vectors as the distance sees them: with `"cosine"` of length 1, otherwise as they are."""
@@ -80,7 +86,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def set_effective(self, vectors: torch.Tensor, indices: torch.Tensor) -> None:
         """Places codes: afterwards `effective()[indices] == normalize(vectors)`. Shapes `(m, C)` and `(m,)`."""
-        self.weight[indices] = self.parameterization.inverse(vectors.to(self.weight), indices)
+        self.weight[indices] = self.parameterization.inverse(as_float(vectors), indices).to(self.weight)
         self.placements[indices] += 1
         if self.averages is not None:
             self.averages.restart(self.weight[indices], indices)
@@ -106,7 +112,7 @@ class Codebook(nn.Module):
             return
         if self.averages is not None:
             self.averages.move(self.weight)
-        self.parameterization.observe(self.weight, vectors)
+        self.parameterization.observe(as_float(self.weight), vectors)
         if not self.initialized:
             self._initialize(vectors)
         elif self.config.replace_after is not None:
@@ -236,18 +242,21 @@ class PlacementWatch:
 
 
 class CodebookUsage:
-    """Usage of a codebook over an epoch or an evaluation set, reduced over processes.
+    """Usage of a quantizer's codes over an epoch or an evaluation set, reduced over processes.
 
     Args:
         codebook_size: K.
+        num_codebooks: with several, figures are means over them.
     """
 
-    def __init__(self, codebook_size: int) -> None:
-        self.counts = torch.zeros(codebook_size, dtype=torch.int64)
+    def __init__(self, codebook_size: int, num_codebooks: int = 1) -> None:
+        self.counts = torch.zeros(num_codebooks, codebook_size, dtype=torch.int64)
 
     def update(self, codes: torch.Tensor) -> None:
-        """Adds codes of any shape, int64 in `[0, K)`."""
-        self.counts += torch.bincount(codes.detach().flatten().cpu(), minlength=len(self.counts))
+        """Adds codes, int64 in `[0, K)`, of any shape; with several codebooks `(B, num_codebooks, ...)`."""
+        books = [codes] if len(self.counts) == 1 else codes.unbind(dim=1)
+        for counts, book in zip(self.counts, books, strict=True):
+            counts += torch.bincount(book.detach().flatten().cpu(), minlength=len(counts))
 
     def compute(self, device: torch.device | str = "cpu") -> dict[str, float]:
         """Figures over all processes.
@@ -261,6 +270,6 @@ class CodebookUsage:
         counts = all_reduce_sum(self.counts.to(device))
         return {
             "active_fraction": float(active_fraction(counts)),
-            "active_codes": int((counts > 0).sum()),
-            "perplexity": float(perplexity(counts)),
+            "active_codes": float((counts > 0).sum()) / len(counts),
+            "perplexity": float(torch.stack([perplexity(book) for book in counts]).mean()),
         }

@@ -32,8 +32,12 @@ class VectorQuantizerConfig(QuantizerConfig):
             codes through one learned matrix (SimVQ, Zhu et al., 2024).
         affine_groups: with `"affine"`, number of groups of codes with a scale and a shift of their own; divides K.
         affine_lr_scale: with `"affine"`, factor s on the learning speed of the shared parameters, above 0.
+        codebook_lr_scale: factor on the learning speed of the codes beside that of the network, above 0: they are
+            stored divided by it, so a step of Adam moves them this much further (one of plain SGD by its square).
+            Without effect on codes that no gradient moves (`"linear"`, `update="ema"`).
         update: what moves the codes. `"gradient"`: the codebook loss, by the optimizer of the whole network; `"ema"`:
-            averages of the encoder's outputs (van den Oord et al., 2017, appendix A.1); `"alternating"`: an optimizer
+            averages of the encoder's outputs (van den Oord et al., 2017, appendix A.1), which needs
+            `parameterization="plain", sync_weight=0`; `"alternating"`: an optimizer
             of its own in the training step (Huh et al., section 4.2; see `hf_vq.training.alternating`), without whose
             calls the codes stand still.
         ema_decay: with `update="ema"`, share of the old average that each batch keeps, in (0, 1).
@@ -64,6 +68,7 @@ class VectorQuantizerConfig(QuantizerConfig):
     parameterization: str = "affine_running"
     affine_groups: int = 1
     affine_lr_scale: float = 1.0
+    codebook_lr_scale: float = 50.0
     update: str = "gradient"
     ema_decay: float = 0.99
     estimator: str = "straight_through"
@@ -101,8 +106,9 @@ class VectorQuantizerConfig(QuantizerConfig):
         return self.codebook_dim // self.num_codebooks if self.structure == "grouped" else self.codebook_dim
 
     def _check_affine(self) -> None:
-        scale = self.affine_lr_scale
-        require(math.isfinite(scale) and scale > 0, "affine_lr_scale", scale, "finite and above 0")
+        for name in ("affine_lr_scale", "codebook_lr_scale"):
+            scale = getattr(self, name)
+            require(math.isfinite(scale) and scale > 0, name, scale, "finite and above 0")
         divides = self.affine_groups >= 1 and self.codebook_size % self.affine_groups == 0
         require(divides, "affine_groups", self.affine_groups, f"a divisor of codebook_size={self.codebook_size}")
         if self.parameterization != "affine" and self.affine_groups != 1:
@@ -112,17 +118,11 @@ class VectorQuantizerConfig(QuantizerConfig):
             )
 
     def _check_update(self) -> None:
-        if self.update != "ema":
-            return
-        if self.parameterization != "plain":
+        if self.update == "ema" and (self.parameterization != "plain" or self.sync_weight):
             raise ValueError(
-                f"update='ema' sets the codes to averages, which leaves parameterization={self.parameterization!r} "
-                "nothing to do; set parameterization='plain' or another update"
-            )
-        if self.sync_weight:
-            raise ValueError(
-                f"sync_weight={self.sync_weight} sends a gradient to the codes, which update='ema' does not use; set "
-                "sync_weight=0 or another update"
+                f"update='ema' sets the codes to averages, which leaves parameterization={self.parameterization!r} and "
+                f"sync_weight={self.sync_weight} nothing to do; set parameterization='plain' and sync_weight=0 (the "
+                "defaults are others), or another update"
             )
 
     def _check_structure(self) -> None:

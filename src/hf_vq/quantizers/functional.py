@@ -57,12 +57,22 @@ def _value_with_gradient_of(quantized: torch.Tensor, carrier: torch.Tensor, sync
 
 def commitment_loss(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     """`mean |z - sg(z_q)|^2`, which pulls the encoder towards its codes (van den Oord et al., 2017, eq. 3)."""
-    return F.mse_loss(vectors, quantized.detach())
+    return _mean_square(vectors - quantized.detach())
 
 
 def codebook_loss(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     """`mean |sg(z) - z_q|^2`, which pulls the codes towards the encoder (van den Oord et al., 2017, eq. 3)."""
-    return F.mse_loss(quantized, vectors.detach())
+    return _mean_square(quantized - vectors.detach())
+
+
+def _mean_square(difference: torch.Tensor) -> torch.Tensor:
+    # 0 and not NaN for the empty batch that a rank may get at the end of an epoch.
+    return difference.square().sum() / max(difference.numel(), 1)
+
+
+def as_float(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in float32, or in its own type if that is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def perplexity(counts: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,8 @@ from torch import nn
 
 from .distributed import all_reduce_sum, joined_mean_factor
 from .fields import QuantizerConfig
-from .functional import active_fraction, perplexity, straight_through
-from .vector_quantizer import VectorQuantizerOutput, as_float, check_codes, flatten_features, unflatten_vectors
+from .functional import active_fraction, as_float, perplexity, straight_through
+from .vector_quantizer import VectorQuantizerOutput, check_codes, flatten_features, unflatten_vectors
 
 # Usage is counted for each code, in training on every batch; 2^24 counters are 128 MiB.
 MAX_CODEBOOK_SIZE = 1 << 24

@@ -13,6 +13,7 @@ from .distributed import all_reduce_sum, joined_mean_factor
 from .fields import config_or_fields
 from .functional import (
     active_fraction,
+    as_float,
     codebook_loss,
     commitment_loss,
     nearest_codes,
@@ -157,7 +158,7 @@ class VectorQuantizer(nn.Module):
             )
         books = self.all_codebooks
         vectors = [F.embedding(part, book.effective()) for part, book in zip(parts, books, strict=True)]
-        joined = self._join(vectors)
+        joined = self._join(vectors).to(books[0].weight.dtype)
         return joined if self.config.channel_last else joined.movedim(-1, 1)
 
     def codebook_objective(self, features: torch.Tensor) -> torch.Tensor:
@@ -233,18 +234,13 @@ def _choose(codebook: Codebook, vectors: torch.Tensor, learn: bool) -> CodebookL
     vectors = codebook.normalize(vectors)
     if learn:
         codebook.prepare(vectors.detach())
-    effective = as_float(codebook.effective())
+    effective = codebook.effective()
     codes = nearest_codes(vectors, effective)
     return CodebookLookUp(codebook, vectors, codes, F.embedding(codes, effective))
 
 
 def _mean(values: list[torch.Tensor]) -> torch.Tensor:
     return values[0] if len(values) == 1 else torch.stack(values).mean(dim=0)
-
-
-def as_float(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` in float32, or in its own type if that is wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def flatten_features(
