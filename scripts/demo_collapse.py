@@ -26,7 +26,8 @@ from hf_vq.evaluation.optional import import_extra
 from hf_vq.files import atomic_file
 from hf_vq.training.arguments import run
 
-ARMS: dict[str, dict[str, Any]] = {"plain VQ": PLAIN, "hf_vq default": {}}
+PLAIN_WEIGHTS = {"commitment_weight": 0.25, "codebook_weight": 1.0}  # those of most published code
+ARMS: dict[str, dict[str, Any]] = {"plain VQ": {**PLAIN, **PLAIN_WEIGHTS}, "hf_vq default": {}}
 COLOURS = {"plain VQ": "#d9822b", "hf_vq default": "#1f6f8b"}
 CODEBOOK_SIZE, CODEBOOK_DIM = 512, 16
 BATCH_SIZE, LEARNING_RATE = 64, 2e-3

@@ -6,7 +6,9 @@
 `--data` is a folder with MNIST-format files, or a `datasets` data set: a folder or a Hub id. Any flag of the YAML file
 can be given on the command line; fields of the model with dots: `--model.quantizer_position stage3`, or
 `--model.quantizer null` for the same network without quantisation. The plain quantizer of van den Oord et al., 2017, is
-`--model.quantizer.parameterization plain --model.quantizer.init random --model.quantizer.replace_after null`.
+`--model.quantizer.parameterization plain --model.quantizer.codebook_lr_scale 1 --model.quantizer.sync_weight 0
+--model.quantizer.init random --model.quantizer.replace_after null --model.quantizer.commitment_weight 0.25
+--model.quantizer.codebook_weight 1`.
 
 Figures of the validation split go to `logs.jsonl` while it trains, those of the test split to `metrics.json` at the
 end. Images are resized to the model's `image_size`, with as many channels as its `num_channels`.
@@ -58,7 +60,7 @@ def figures_of(output: Any, labels: torch.Tensor) -> dict[str, torch.Tensor]:
 def evaluate(model: VQForImageClassification, dataset: ImageDataset, batch_size: int) -> dict[str, float]:
     """Accuracy, cross-entropy and, with a quantizer, its error and its codebook's usage, over a whole split."""
     config = model.config.quantizer_config
-    usage = None if config is None else CodebookUsage(config.codebook_size)
+    usage = None if config is None else CodebookUsage(config.codebook_size, getattr(config, "num_codebooks", 1))
     sums = {"accuracy": 0.0, "cross_entropy": 0.0, **({} if usage is None else {"quantization_error": 0.0})}
     for batch in DataLoader(dataset, batch_size=batch_size):
         labels = batch["labels"].to(model.device)

@@ -43,6 +43,11 @@ class TokenizerArguments(TrainingArguments):
     processor: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of the processor's config."})
 
 
+def usage_of(config: VQTokenizerConfig) -> CodebookUsage:
+    """An empty count of the codes of a tokenizer."""
+    return CodebookUsage(config.quantizer_config.codebook_size, config.num_codebooks)
+
+
 @torch.no_grad()
 def diagnostics(model: VQTokenizer, images: torch.Tensor) -> dict[str, float]:
     """Where the codes lie beside the encoder's outputs, and how far the straight-through gradient is off."""
@@ -58,7 +63,7 @@ def validate(training: TrainingRun, data: TokenizerData, args: TokenizerArgument
     low, high = data.value_range
     device = training.accelerator.device
     with training.averaged_weights() as model:
-        usage, errors, first = CodebookUsage(model.config.quantizer_config.codebook_size), [], None
+        usage, errors, first = usage_of(model.config), [], None
         for batch in DataLoader(data.validation, batch_size=args.train_batch_size):
             images = data.pixels_of(batch).to(device)
             output = model(images)
@@ -89,7 +94,7 @@ def main() -> None:
 
     training = TrainingRun(accelerator, VQTokenizer(config), args)
     training.model.train()
-    usage = CodebookUsage(config.quantizer_config.codebook_size)  # of all batches since the last validation
+    usage = usage_of(config)  # of all batches since the last validation
     for batch in training.dataloader(data.train):
         with accelerator.accumulate(training.model):
             images = data.pixels_of(batch)
@@ -103,7 +108,7 @@ def main() -> None:
             stepped = training.optimize(output.loss, figures)
         if stepped and training.validation_due:
             training.log({f"train_{k}": v for k, v in usage.compute(accelerator.device).items()})
-            usage = CodebookUsage(config.quantizer_config.codebook_size)
+            usage = usage_of(config)
             validate(training, data, args)
 
     if accelerator.is_main_process:

@@ -166,6 +166,36 @@ def test_the_inner_step_waits_for_kmeans_and_spares_frozen_codes():
     assert torch.equal(quantizer.effective_codebook, before)
 
 
+def test_one_frozen_quantizer_does_not_keep_the_other_from_moving():
+    pair = torch.nn.ModuleList([make(update="alternating"), make(update="alternating")])
+    alternating = AlternatingOptimizer(pair)
+    pair[0].freeze_codebook()
+    before = [quantizer.effective_codebook.detach().clone() for quantizer in pair]
+    alternating.step(batch(0), batch(1))
+    assert torch.equal(pair[0].effective_codebook, before[0])
+    assert not torch.equal(pair[1].effective_codebook, before[1])
+
+
+@pytest.mark.parametrize("parameterization", ["plain", "affine", "affine_running"])
+def test_the_scale_of_the_codebooks_learning_rate_is_how_far_adam_moves_a_code(parameterization):
+    moved = []
+    for scale in (1.0, 8.0):
+        quantizer = make(parameterization=parameterization, codebook_lr_scale=scale, init="kmeans").train()
+        features = batch(0)
+        quantizer(features)
+        rows = quantizer.effective_codebook.detach().clone()
+        optimizer = torch.optim.Adam([quantizer.codebook.weight], lr=1e-4)
+        quantizer(features + 0.1).loss.backward()
+        optimizer.step()
+        quantizer.codebook.config.replace_after = None
+        moved.append((quantizer.eval().effective_codebook.detach() - rows).abs().mean())
+    drift = moved[0] if parameterization == "affine_running" else torch.tensor(0.0)
+    if parameterization == "affine_running":  # the moments follow the batch too, at any scale
+        assert moved[1] > drift
+    else:
+        torch.testing.assert_close(moved[1], 8 * moved[0], rtol=0.05, atol=0)
+
+
 def test_the_inner_optimizer_forgets_replaced_codes():
     quantizer = make(parameterization="plain", update="alternating").train()
     alternating = AlternatingOptimizer(quantizer)

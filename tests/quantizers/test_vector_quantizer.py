@@ -45,7 +45,9 @@ SHAPES = [(3, 6, 5, 4), (2, 6, 3, 4, 5), (2, 6, 11)]
 
 def make(**fields):
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(**{"codebook_size": 16, "codebook_dim": 6, "replace_after": 2, **fields})
+    quantizer = VectorQuantizer(
+        **{"codebook_size": 16, "codebook_dim": 6, "replace_after": 2, "codebook_lr_scale": 2.0, **fields}
+    )
     with torch.no_grad():  # away from the identity, so that raw and effective codes differ
         for codebook in quantizer.all_codebooks:
             for parameter in codebook.parameterization.parameters():
@@ -195,6 +197,38 @@ def test_a_forward_without_placement_leaves_every_parameter_alone(variant):
     (output.loss + output.quantized.sum()).backward()
     for name, value in quantizer.named_parameters():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_module_cast_to_half_precision_stays_finite_and_decodes_its_codes(variant, dtype):
+    quantizer = make(**variant).train()
+    for _ in range(3):
+        quantizer(3 * torch.randn(SHAPES[0]))
+    quantizer = quantizer.to(dtype).eval()
+    output = quantizer(torch.randn(SHAPES[0]).to(dtype))
+    assert torch.isfinite(quantizer.effective_codebook).all()
+    assert torch.equal(quantizer.decode(output.codes), output.quantized)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_training_batches_can_share_a_backward(variant):
+    quantizer = make(**{**variant, "replace_after": 1}).train()
+    features = [torch.randn(SHAPES[0]).add(offset).requires_grad_() for offset in (0, 3, 6)]
+    outputs = [quantizer(part) for part in features]
+    sum(output.loss + output.quantized.sum() for output in outputs).backward()
+    assert all(torch.isfinite(part.grad).all() for part in features)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_empty_batch_has_no_loss_and_changes_no_code(variant):
+    quantizer = make(**variant).train()
+    quantizer(torch.randn(SHAPES[0]))
+    before = quantizer.effective_codebook.detach().clone() if "ema" not in str(variant) else None
+    output = quantizer(torch.randn(0, 6, 5, 4, requires_grad=True))
+    output.loss.backward()
+    assert output.loss == 0
+    assert before is None or torch.equal(quantizer.effective_codebook, before)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

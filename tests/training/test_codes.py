@@ -62,3 +62,13 @@ def test_a_model_that_knows_nothing_needs_as_many_bits_as_the_codebook_has(batch
     torch.nn.init.zeros_(model.head.weight)
     bits = bits_per_code(model, AbsorbingScheduler(16), codes, conditions, seed=0, batch_size=batch_size)
     assert bits == pytest.approx(dict.fromkeys(conditions, math.log2(16)))
+
+
+def test_rows_without_a_mask_do_not_count():
+    """Of single codes an ancestral scheduler often masks none; the others still need all bits."""
+    fields = {"context_dim": None, "hidden_size": 8, "num_layers": 1, "num_heads": 1}
+    model = CodeTransformer(num_codes=16, code_grid=(1, 1), **fields).eval()
+    torch.nn.init.zeros_(model.head.weight)
+    scheduler, codes = AbsorbingScheduler(16, sampling="ancestral"), torch.randint(16, (9, 1, 1))
+    bits = bits_per_code(model, scheduler, codes, {"plain": lambda rows: {}}, seed=0, batch_size=2)
+    assert bits["plain"] == pytest.approx(math.log2(16))

@@ -73,6 +73,12 @@ def test_the_share_of_codes_with_a_gradient_is_that_of_the_codes_in_use():
     assert codes_with_gradient(quantizer) == {"codes_with_gradient": pytest.approx(float(output.active_fraction))}
 
 
+def test_alternating_codes_have_no_share_in_the_gradient_of_the_network():
+    quantizer = make(update="alternating").train()
+    quantizer(torch.randn(2, 3, 4, requires_grad=True)).loss.backward()
+    assert codes_with_gradient(quantizer) == {}
+
+
 def test_codes_that_averages_move_have_no_share():
     quantizer = make(update="ema").train()
     quantizer(torch.randn(2, 3, 4, requires_grad=True)).loss.backward()

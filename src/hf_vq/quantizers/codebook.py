@@ -91,6 +91,11 @@ class Codebook(nn.Module):
         if self.averages is not None:
             self.averages.restart(self.weight[indices], indices)
 
+    def measure(self) -> None:
+        """Takes the moments of the raw codes anew, for codes that something else than training has exchanged."""
+        if isinstance(self.parameterization, RunningAffineParameterization) and self.parameterization.started:
+            self.parameterization.measure_codes(as_float(self.weight))
+
     def freeze(self) -> None:
         """Stops everything that changes the codes: gradients, averages, initialisation, counters and replacement."""
         self.frozen.fill_(True)

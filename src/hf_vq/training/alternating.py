@@ -53,13 +53,13 @@ class AlternatingOptimizer:
             raise ValueError("the model holds no VectorQuantizer with update='alternating'; nothing to optimise")
         if inner_steps < 1:
             raise ValueError(f"inner_steps={inner_steps} is out of range; it must be at least 1")
-        self.inner_steps = inner_steps
+        self.inner_steps, self.learning_rate = inner_steps, learning_rate
         codebooks = [codebook for quantizer in self.quantizers for codebook in quantizer.all_codebooks]
         self.parameters = [p for codebook in codebooks for p in codebook.parameters() if p.requires_grad]
         self.optimizer = optimizer_class(self.parameters, lr=learning_rate)
         self._watch = PlacementWatch(model)
 
-    def step(self, *features: torch.Tensor) -> torch.Tensor | None:
+    def step(self, *features: torch.Tensor, rate_factor: float = 1.0) -> torch.Tensor | None:
         """Takes the inner steps; call it before the network's own forward.
 
         Codes that wait for their k-means initialisation, which comes with the first training batch, are left alone, and
@@ -68,6 +68,7 @@ class AlternatingOptimizer:
         Args:
             features: encoder outputs, one tensor for each quantizer in the order of `model.modules()`, shaped as for
                 `VectorQuantizer.forward`. No gradient flows into them.
+            rate_factor: factor on the learning rate of these steps, for a schedule.
 
         Returns:
             The objective before the last inner step, scalar, on this process; `None` if there was nothing to move.
@@ -79,6 +80,8 @@ class AlternatingOptimizer:
             raise ValueError(f"expected features for {len(self.quantizers)} quantizer(s); got {len(features)}")
         pairs = [(q, f) for q, f in zip(self.quantizers, features, strict=True) if _is_ready(q)]
         self._forget_moved_codes()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_factor * self.learning_rate
         objective = None
         for _ in range(self.inner_steps if pairs else 0):
             objective = self._inner_step(pairs)
@@ -95,9 +98,11 @@ class AlternatingOptimizer:
 
     def _inner_step(self, pairs: Sequence[tuple[VectorQuantizer, torch.Tensor]]) -> torch.Tensor:
         objective = torch.stack([quantizer.codebook_objective(features) for quantizer, features in pairs]).sum()
-        gradients = torch.autograd.grad(objective, self.parameters, allow_unused=True)
+        moving = [parameter for parameter in self.parameters if parameter.requires_grad]
+        gradients = dict(zip(moving, torch.autograd.grad(objective, moving, allow_unused=True), strict=True))
         outer_gradients = [parameter.grad for parameter in self.parameters]
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+        for parameter in self.parameters:
+            gradient = gradients.get(parameter)
             parameter.grad = None if gradient is None else average_over_processes(gradient)
         self.optimizer.step()
         # What the network's own loss has accumulated for the codes (the synchronised update) belongs to its optimizer.

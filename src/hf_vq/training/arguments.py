@@ -39,7 +39,7 @@ class TrainingArguments:
         default=None, metadata={"help": "With alternating optimisation, the codebook's own; learning_rate by default."}
     )
     codebook_inner_steps: int = field(
-        default=1, metadata={"help": "With alternating optimisation, the codebook's steps per training step."}
+        default=1, metadata={"help": "With alternating optimisation, the codebook's steps per batch."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order and noise."})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..quantizers import Codebook
 from ..quantizers.codebook import PlacementWatch
 from .alternating import AlternatingOptimizer, alternating_quantizers
 from .arguments import TrainingArguments
@@ -81,6 +82,9 @@ class TrainingRun:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / LOG_FILE).touch()
         accelerator.wait_for_everyone()
+        for codebook in _codebooks(model):
+            if codebook.frozen:  # before the optimizer and the distributed wrapper look for what is to be trained
+                codebook.freeze()
         groups = parameter_groups(model, args.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
         self.lr_scheduler = get_scheduler(
@@ -88,11 +92,14 @@ class TrainingRun:
         )
         self.ema = EMAModel(model.parameters(), decay=args.ema_decay)
         self._placements = PlacementWatch(model)
-        self.alternating = (
-            AlternatingOptimizer(model, args.codebook_learning_rate or args.learning_rate, args.codebook_inner_steps)
-            if alternating_quantizers(model)
-            else None
-        )
+        self.alternating: AlternatingOptimizer | None = None
+        if alternating_quantizers(model):
+            own_rate = args.codebook_learning_rate
+            rate = args.learning_rate if own_rate is None else own_rate
+            self.alternating = AlternatingOptimizer(model, rate, args.codebook_inner_steps)
+        # Codes have gradients of another size (see codebook_lr_scale), which must not shrink those of the network.
+        codes = {id(codebook.weight) for codebook in _codebooks(model)}
+        self._clipped = [parameter for parameter in model.parameters() if id(parameter) not in codes]
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.ema.to(accelerator.device)
         accelerator.register_for_checkpointing(self.lr_scheduler, self.ema)
@@ -145,7 +152,8 @@ class TrainingRun:
         if self.alternating is not None:
             with torch.no_grad(), self.accelerator.autocast():
                 latents = self.unwrapped_model.encode_latents(pixel_values)
-            self.alternating.step(latents)
+            base_rate = self.lr_scheduler.base_lrs[0]
+            self.alternating.step(latents, rate_factor=self.lr_scheduler.get_last_lr()[0] / base_rate)
 
     def optimize(self, loss: torch.Tensor, figures: Mapping[str, Any]) -> bool:
         """Backward and, when gradients are complete, one optimizer step.
@@ -167,7 +175,7 @@ class TrainingRun:
             )
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            self.accelerator.clip_grad_norm_(self._clipped, self.args.max_grad_norm)
             if self._logging_due(self.step + 1):
                 figures = {**figures, **codes_with_gradient(self.unwrapped_model)}
             moved = self._placements.take()
@@ -218,13 +226,18 @@ class TrainingRun:
     def averaged_weights(self) -> Iterator[Any]:
         """The model in eval mode with the averaged weights in place; afterwards training weights and mode are back."""
         model = self.unwrapped_model
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.ema.store(model.parameters())
         self.ema.copy_to(model.parameters())
+        for codebook in _codebooks(model):
+            codebook.measure()
         model.eval()
         try:
             yield model
         finally:
             self.ema.restore(model.parameters())
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
             model.train()
 
     def save_checkpoint(self) -> None:
@@ -264,7 +277,8 @@ class TrainingRun:
                 f"{path} is a checkpoint of a {info['model_class']}; this script trains a {type(model).__name__}"
             )
         config = json.loads(json.dumps(_config_of(model), default=str))
-        changed = sorted(k for k in {*config, *info["config"]} if config.get(k) != info["config"].get(k))
+        # A field that is younger than the checkpoint had no choice then.
+        changed = sorted(k for k in info["config"] if config.get(k) != info["config"][k])
         if changed:
             raise ValueError(
                 f"{path} was made with other values of {changed}; resume with the config it was started with"
@@ -286,6 +300,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for p in trainable if id(p) in decayed], "weight_decay": weight_decay},
         {"params": [p for p in trainable if id(p) not in decayed], "weight_decay": 0.0},
     ]
+
+
+def _codebooks(model: nn.Module) -> list[Codebook]:
+    return [module for module in model.modules() if isinstance(module, Codebook)]
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
