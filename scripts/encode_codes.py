@@ -4,13 +4,14 @@
         --output_dir codes
     python scripts/encode_codes.py --data /usr/share/datasets/fashion-mnist --tokenizer tokenizer --output_dir codes
 
-The result has the splits of the data. Of paired data it holds for each subject the columns `subject`, `codes` (the
-volume's grid) and one per view (that view's grid); of images the columns `codes` and `label`. Codes are int32.
+The result has the splits train, validation and, where the data have one, test. Of paired data it holds for each subject
+the columns `subject`, `codes` (the volume's grid) and one per view (that view's grid); of images the columns `codes`
+and `label`. Codes are int32.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +21,13 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
 from hf_vq import CTVolumeProcessor, VQTokenizer, XrayImageProcessor
-from hf_vq.data import ImageDataset, PairedDataset
+from hf_vq.data import ImageDataset, MissingSplitError, PairedDataset
 from hf_vq.files import atomic_directory
 from hf_vq.models import load_tokenizer
 from hf_vq.training.arguments import run
 
-SPLITS = ("train", "validation", "test")
+REQUIRED_SPLITS = ("train", "validation")
+AnyDataset = TypeVar("AnyDataset", ImageDataset, PairedDataset)
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -55,6 +57,15 @@ def check_args(args: argparse.Namespace) -> None:
         )
     if args.batch_size < 1:
         raise ValueError(f"--batch_size: found {args.batch_size}, expected at least 1")
+
+
+def open_splits(open_split: Callable[[str], AnyDataset]) -> dict[str, AnyDataset]:
+    """The data sets of all splits; raises ValueError when there is none for training or validation."""
+    datasets = {split: open_split(split) for split in REQUIRED_SPLITS}
+    try:
+        return {**datasets, "test": open_split("test")}
+    except MissingSplitError:
+        return datasets
 
 
 def check_views(source: str, datasets: dict[str, PairedDataset]) -> None:
@@ -87,7 +98,7 @@ def encode_paired(args: argparse.Namespace, device: torch.device) -> DatasetDict
         "volume_processor": CTVolumeProcessor.from_pretrained(args.volume_tokenizer),
         "view_processor": XrayImageProcessor.from_pretrained(args.view_tokenizer),
     }
-    datasets = {split: PairedDataset(args.data, split, **processors) for split in SPLITS}
+    datasets = open_splits(lambda split: PairedDataset(args.data, split, **processors))
     check_views(args.data, datasets)
     splits = {}
     for split, dataset in datasets.items():
@@ -102,11 +113,10 @@ def encode_paired(args: argparse.Namespace, device: torch.device) -> DatasetDict
 def encode_images(args: argparse.Namespace, device: torch.device) -> DatasetDict:
     """Codes and labels of the images of all splits."""
     tokenizer = load_tokenizer(args.tokenizer, 2, device)
-    processor = AutoImageProcessor.from_pretrained(args.tokenizer)
-    splits = {}
-    for split in SPLITS:
-        columns = {name: getattr(args, name) for name in ("image_column", "label_column", "label_names")}
-        dataset = ImageDataset(args.data, split, processor, **columns)
+    processor = AutoImageProcessor.from_pretrained(args.tokenizer, backend="pil")
+    columns = {name: getattr(args, name) for name in ("image_column", "label_column", "label_names")}
+    datasets, splits = open_splits(lambda split: ImageDataset(args.data, split, processor, **columns)), {}
+    for split, dataset in datasets.items():
         loader = tqdm(DataLoader(dataset, batch_size=args.batch_size), desc=f"encode {split}")
         batches = [tokenizer.encode(batch["pixel_values"].to(device)).codes.int().cpu().numpy() for batch in loader]
         codes, labels = np.concatenate(batches), [dataset.label(index) for index in range(len(dataset))]

@@ -77,6 +77,19 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--output_dir: found a file at {args.output_dir}, expected a folder; choose another path")
 
 
+def smallest_count(args: argparse.Namespace, datasets: dict[str, ImageDataset], generated: dict[str, ImageSet]) -> int:
+    """Images of each set; raises ValueError when they are too few for the neighbourhoods."""
+    found = {split: len(dataset) for split, dataset in datasets.items()}
+    found |= {name: len(images.images) for name, images in generated.items()}
+    count = min(args.num_images, *found.values())
+    if count < args.nearest_k + 2:
+        raise ValueError(
+            f"--nearest_k {args.nearest_k}: found {count} images of each set (--num_images {args.num_images}, and sets "
+            f"of {found}), expected at least {args.nearest_k + 2}; lower --nearest_k or take more images"
+        )
+    return count
+
+
 def choose(dataset: ImageDataset, count: int, seed: int) -> ImageSet:
     """Images of a split at random, in their order."""
     rows = np.sort(np.random.default_rng(seed).choice(len(dataset), size=count, replace=False)).tolist()
@@ -88,7 +101,8 @@ class Reconstruction:
     """What a tokenizer makes of images and of codes."""
 
     def __init__(self, path: str, device: torch.device, batch_size: int) -> None:
-        self.model, self.processor = load_tokenizer(path, 2, device), AutoImageProcessor.from_pretrained(path)
+        self.model = load_tokenizer(path, 2, device)
+        self.processor = AutoImageProcessor.from_pretrained(path, backend="pil")
         self.images, self.batch_size = VaeImageProcessor(), batch_size
 
     @torch.no_grad()
@@ -128,15 +142,15 @@ def image_sets(
 def score_all(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, ImageSet]]:
     """The report and the generated images that it is about."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = FeatureNetwork.from_pretrained(args.classifier, device, args.batch_size)
     generated = {Path(folder).name: read_generated(folder) for folder in args.generated}
     columns = {name: getattr(args, name) for name in ("image_column", "label_column")}
     datasets = {split: ImageDataset(args.data, split, **columns) for split in (args.split, "train")}
-    count = min(args.num_images, *map(len, datasets.values()), *(len(one.images) for one in generated.values()))
+    count = smallest_count(args, datasets, generated)
+    network = FeatureNetwork.from_pretrained(args.classifier, device, args.batch_size)
     real, train = (choose(dataset, count, args.seed) for dataset in datasets.values())
     sets = image_sets(args, real, train, {name: one.first(count) for name, one in generated.items()}, device)
 
-    same_classes = network.model.config.num_labels == len(datasets["train"].label_names)
+    same_classes = network.has_classes(datasets["train"].label_names)
     truth, rows = network(real if same_classes else real.unlabelled()), {}
     for name, images in tqdm(sets, desc="score", total=4 + len(generated)):
         features = network(images if same_classes else images.unlabelled())

@@ -56,7 +56,7 @@ def load_model(path: str) -> Any:
 
 def open_data(args: argparse.Namespace, spatial_dims: int) -> Dataset:
     """The split, processed as the model was trained."""
-    processor: Any = AutoImageProcessor.from_pretrained(args.model)
+    processor: Any = AutoImageProcessor.from_pretrained(args.model, backend="pil")
     if args.data_type == "images":
         return ImageDataset(args.data, args.split, processor)
     if spatial_dims == 3:

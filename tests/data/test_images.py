@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, ViTImageProcessorPil
 
-from hf_vq.data import ImageDataset, make_image_processor
+from hf_vq.data import ImageDataset, MissingSplitError, make_image_processor
 
 COUNTS = {"train": 20, "t10k": 6}
 
@@ -161,12 +161,34 @@ def test_pixels_want_images_of_one_size(tmp_path):
         ImageDataset(tmp_path, "test").pixels()
 
 
+def test_pixels_are_rgb_unless_all_images_are_grey(tmp_path):
+    images = [picture(7, "L"), Image.new("RGB", (6, 4), (1, 2, 3))]
+    rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1]})
+    datasets.DatasetDict(test=rows, validation=rows.select([0])).save_to_disk(tmp_path)
+    assert ImageDataset(tmp_path, "test").pixels()[:, 0, 0].tolist() == [[7, 7, 7], [1, 2, 3]]
+    assert ImageDataset(tmp_path, "validation").pixels().shape == (1, 4, 6)
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
+def test_images_of_more_than_8_bits_are_refused_instead_of_clipped(tmp_path, dtype, mode):
+    Image.fromarray(np.full((4, 6), 1000, dtype)).save(tmp_path / "deep.tiff")
+    rows = {"image": [picture(0), {"path": str(tmp_path / "deep.tiff"), "bytes": None}], "label": [0, 1]}
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
+    datasets.DatasetDict(test=datasets.Dataset.from_dict(rows, features)).save_to_disk(tmp_path / "saved")
+    dataset = ImageDataset(tmp_path / "saved", "test", make_image_processor(4))
+    for read in (lambda: dataset[1], dataset.pixels):
+        with pytest.raises(ValueError, match=rf"mode '{mode}' in row 1 of column 'image', expected 8 bits"):
+            read()
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_processor_survives_saving(tmp_path, channels):
     processor = make_image_processor(7, channels)
     processor.save_pretrained(tmp_path)
-    loaded = AutoImageProcessor.from_pretrained(tmp_path)
-    image = picture(9, {1: "L", 3: "RGB"}[channels])
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    assert type(loaded) is ViTImageProcessorPil
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).convert({1: "L", 3: "RGB"}[channels])
     first, second = (p(image, return_tensors="pt")["pixel_values"] for p in (processor, loaded))
     assert torch.equal(first, second)
 
@@ -216,7 +238,7 @@ def test_bad_sources_and_splits_are_named(tmp_path):
     with pytest.raises(ValueError, match="split: found 'dev', expected one of"):
         ImageDataset(write_idx(tmp_path), "dev")
     datasets.DatasetDict(train=labelled(4)).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"found splits \['train'\], expected 'test'"):
+    with pytest.raises(MissingSplitError, match=r"found splits \['train'\], expected 'test'"):
         ImageDataset(tmp_path / "saved", "test")
     datasets.DatasetDict(train=labelled(1)).save_to_disk(tmp_path / "one")
     with pytest.raises(ValueError, match="found 1 training images, expected two or more"):

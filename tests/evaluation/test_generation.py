@@ -139,6 +139,22 @@ def test_features_of_any_image_classifier(tmp_path: Path, kind: str) -> None:
     assert type(network.model).__name__ in network.description
 
 
+def test_a_processor_that_does_not_normalise_is_taken_for_one_of_rgb(tmp_path: Path) -> None:
+    network = FeatureNetwork.from_pretrained(_save_classifier(tmp_path, "vit"))
+    network.processor.do_normalize, network.processor.image_mean = False, None
+    assert network(ImageSet(_images(), np.full(5, -1))).features.shape == (5, 16)
+
+
+def test_classes_agree_by_number_and_where_both_have_names_by_name(tmp_path: Path) -> None:
+    network, names = FeatureNetwork.from_pretrained(_save_classifier(tmp_path, "vit")), ["bag", "boot", "coat", "hat"]
+    assert network.has_classes(names)
+    assert not network.has_classes(names[:3])
+    network.model.config.id2label = dict(enumerate(names))
+    assert network.has_classes(names)
+    assert network.has_classes(["0", "1", "2", "3"])
+    assert not network.has_classes(names[::-1])
+
+
 def test_a_classifier_without_its_weights_is_refused(tmp_path: Path) -> None:
     _save_classifier(tmp_path, "vit")
     config = json.loads((tmp_path / "config.json").read_text())

@@ -266,6 +266,22 @@ def test_class_label_changes_the_logits_and_no_label_has_three_spellings(tmp_pat
     assert torch.equal(loaded(codes, class_labels=torch.tensor([1, -1])).sample, mixed)
 
 
+def test_a_model_with_labels_compiles_into_one_graph():
+    model, codes = make_for_images(**CLASSES), image_codes()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for labels in (torch.tensor([1, -1]), None):
+        expected = model(codes, class_labels=labels).sample
+        torch.testing.assert_close(compiled(codes, class_labels=labels).sample, expected)
+
+
+def test_no_label_goes_through_the_embedding_s_forward():
+    """Hooks that bring offloaded weights to the device run there."""
+    model, seen = make_for_images(**CLASSES), []
+    model.class_embedding.register_forward_hook(lambda module, arguments, output: seen.append(arguments[0].tolist()))
+    model(image_codes())
+    assert seen == [[3, 3]]
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.25])
 def test_labels_are_dropped_at_the_configured_rate(rate, generator):
     model, labels = make_for_images(**{**CLASSES, "label_dropout": rate}), torch.arange(3).repeat(1000)

@@ -6,7 +6,15 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageClassification, ResNetModel, ViTModel, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    ResNetModel,
+    Trainer,
+    TrainingArguments,
+    ViTModel,
+    pipeline,
+)
 
 from hf_vq import VQForImageClassification, VQImageClassifierConfig
 from hf_vq.data import make_image_processor
@@ -126,6 +134,24 @@ def test_latents_in_training_are_what_the_quantizer_gets_and_leave_no_trace(back
     if backbone == "resnet":
         norm = model.backbone.embedder.embedder.normalization
         assert int(norm.num_batches_tracked) == 1
+
+
+def test_latents_leave_no_trace_in_any_kind_of_batch_normalisation():
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(small_model("resnet")).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.encode_latents(images())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("quantizer", ["vector", "none"])
+def test_the_trainer_of_transformers_gathers_logits_alone(quantizer, tmp_path):
+    model = small_model("alexnet", quantizer=QUANTIZERS[quantizer])
+    rows = [{"pixel_values": image, "labels": label} for image, label in zip(images(), labels(), strict=True)]
+    arguments = TrainingArguments(tmp_path, per_device_eval_batch_size=2, use_cpu=True, report_to="none")
+    predictions = Trainer(model, arguments).predict(rows).predictions
+    assert predictions.shape == (3, NUM_LABELS)
+    torch.testing.assert_close(torch.from_numpy(predictions), model(images()).logits)
 
 
 def test_without_a_quantizer_a_network_is_the_one_of_transformers():

@@ -88,7 +88,10 @@ def test_labels_may_be_numbers_names_lists_and_tensors():
         assert torch.equal(codes_of(pipe, label, batch_size=3), codes_of(pipe, [1, 1, 1]))
     assert torch.equal(codes_of(pipe, 1, num_images_per_prompt=3), codes_of(pipe, [1, 1, 1]))
     assert torch.equal(codes_of(pipe, [1, 2], num_images_per_prompt=2), codes_of(pipe, [1, 1, 2, 2]))
+    for label in (np.array(1), np.str_("bag")):
+        assert torch.equal(codes_of(pipe, label), codes_of(pipe, 1))
     assert torch.equal(codes_of(pipe, None, batch_size=2), codes_of(pipe, [-1, -1]))
+    assert torch.equal(codes_of(pipe, ["bag", None]), codes_of(pipe, [1, -1]))
 
 
 def test_labels_and_seeds_change_the_result_and_equal_ones_do_not():
@@ -136,6 +139,17 @@ def test_given_codes_are_kept():
         assert bool((codes < 11).all())
 
 
+def test_given_codes_are_kept_where_nothing_is_masked():
+    pipe = make()
+    latents = torch.full((2, 3, 4), 11)
+    latents[1] = torch.randint(11, (3, 4))
+    for scheduler in (pipe.scheduler, AmusedScheduler(mask_token_id=11)):
+        pipe.scheduler = scheduler
+        codes = codes_of(pipe, [0, 1], latents=latents)
+        assert torch.equal(codes[1], latents[1])
+        assert bool((codes < 11).all())
+
+
 def test_amused_scheduler_takes_its_place(tmp_path):
     pipe = make()
     pipe.scheduler = AmusedScheduler(mask_token_id=11)
@@ -161,6 +175,18 @@ def test_callback_sees_every_step_and_may_change_the_codes():
     assert [masks for _, masks in seen] == sorted((masks for _, masks in seen), reverse=True)
     assert pipe.num_timesteps == 4
     assert bool((codes == 0).all())
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, ["codes"]), (["codes"], ["codes"]), ([], [])])
+def test_the_callback_gets_the_tensors_asked_for(asked, given):
+    seen = []
+
+    def callback(pipeline, step, timestep, tensors):
+        seen.append(list(tensors))
+        return tensors
+
+    codes_of(make(), 0, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=asked)
+    assert seen == [given] * 4
 
 
 def test_tuple_output():
@@ -214,6 +240,10 @@ def test_saved_components_are_named_by_the_package(tmp_path):
     [
         ({"class_labels": 3}, r"class_labels \[3\] are unknown"),
         ({"class_labels": ["bag", "hat"]}, r"\['hat'\].*'shirt', 'bag', 'boot'"),
+        ({"class_labels": 1.5}, r"\[1\.5\]"),
+        ({"class_labels": [0, 1.0]}, r"\[1\.0\]"),
+        ({"class_labels": np.array([0.0])}, r"\[0\.0\]"),
+        ({"class_labels": torch.tensor([[0, 1]])}, r"\[\[0, 1\]\]"),
         ({"class_labels": []}, "at least one"),
         ({"class_labels": [0, 1], "batch_size": 3}, "batch_size=3"),
         ({"batch_size": 0}, "batch_size"),

@@ -240,7 +240,11 @@ def test_components_that_do_not_fit_are_refused():
     pipe = make()
     with pytest.raises(ValueError, match="mask_token_id"):
         ViewsToVolumePipeline(**{**pipe.components, "scheduler": AbsorbingScheduler(99)})
-    for name, fields in (("num_codes", {"num_codes": 12}), ("context_dim", {"context_dim": 4})):
+    for name, fields in (
+        ("num_codes", {"num_codes": 12}),
+        ("context_dim", {"context_dim": 4}),
+        ("num_classes", {"num_classes": 2}),
+    ):
         transformer = CodeTransformer(**{**dict(pipe.transformer.config), **fields})
         scheduler = AbsorbingScheduler(transformer.mask_token_id)
         with pytest.raises(ValueError, match=name):

@@ -39,7 +39,14 @@ class Encoder(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.encoder = nn.Linear(DIM, DIM)
-        fields = {"codebook_size": 12, "codebook_dim": DIM, "replace_after": 1, **VARIANTS[variant]}
+        base = {
+            "codebook_size": 12,
+            "codebook_dim": DIM,
+            "replace_after": 1,
+            "sync_weight": 0.0,
+            "codebook_lr_scale": 1.5,
+        }
+        fields = {**base, **VARIANTS[variant]}
         self.quantizer = VectorQuantizer(**fields)
 
     def forward(self, rows, total):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
@@ -119,6 +119,19 @@ def test_codes_and_labels_are_those_of_the_images(chain):
         assert int(codes["test"][row]["label"]) == dataset[row]["labels"]
 
 
+def test_data_without_a_test_split_are_encoded_without_one(chain, tmp_path, capsys):
+    images = [Image.new("L", (12, 12), 10 * number) for number in range(20)]
+    rows = Dataset.from_dict({"image": images, "label": [number % 3 for number in range(20)]})
+    rows = rows.cast_column("label", ClassLabel(names=NAMES))
+    DatasetDict(train=rows).save_to_disk(tmp_path / "images")
+    DatasetDict(validation=rows).save_to_disk(tmp_path / "untrained")
+    flags = ["--tokenizer", chain / "tokenizer", "--output_dir", tmp_path / "codes"]
+    assert "expected 'train'" in fails(capsys, "encode_codes.py", "--data", tmp_path / "untrained", *flags)
+    call("encode_codes.py", "--data", tmp_path / "images", *flags)
+    codes = load_from_disk(tmp_path / "codes")
+    assert {split: len(codes[split]) for split in codes} == {"train": 18, "validation": 2}
+
+
 def test_pipelines_know_their_classes(chain):
     conditional, plain = (CodeGenerationPipeline.from_pretrained(chain / name) for name in ("pipeline", "plain"))
     assert conditional.transformer.label2id == {"shirt": 0, "bag": 1, "boot": 2}
@@ -220,7 +233,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(chain, tmp_path, capsys):
         ([*evaluate, "--generated", chain / "images"], "generate_images.py"),
         ([*evaluate, "--generated", chain / "guided", chain / "guided"], "expected each once"),
         ([*evaluate, "--generated", chain / "guided", "--num_images", "1"], "--num_images"),
-        ([*evaluate, "--generated", chain / "guided", "--classifier", chain / "none"], "image classifier"),
+        (
+            [*evaluate, "--generated", chain / "guided", "--nearest_k", "19", "--classifier", chain / "none"],
+            "found 20 images of each set",
+        ),
+        (
+            [*evaluate, "--generated", chain / "guided", "--nearest_k", "3", "--classifier", chain / "none"],
+            "image classifier",
+        ),
     ]
     for command, words in cases:
         assert words in fails(capsys, *command), command

@@ -312,6 +312,20 @@ def test_overwrite_replaces_a_training_and_nothing_else(chain, tmp_path, capsys)
     assert not (tmp_path / "out" / "thesis.txt").exists()
 
 
+def test_a_cohort_without_a_test_split_is_encoded_without_one(chain, tmp_path):
+    shutil.copytree(chain / "cohort", tmp_path / "cohort", ignore=shutil.ignore_patterns("test"))
+    tokenizers = ["--volume_tokenizer", chain / "volume", "--view_tokenizer", chain / "view"]
+    call("encode_codes.py", "--data", tmp_path / "cohort", *tokenizers, "--output_dir", tmp_path / "codes")
+    assert set(load_from_disk(tmp_path / "codes")) == {"train", "validation"}
+
+
+def test_codes_without_views_are_refused(chain, tmp_path, capsys):
+    load_from_disk(chain / "codes").remove_columns(["frontal", "lateral"]).save_to_disk(tmp_path / "codes")
+    tokenizers = ["--volume_tokenizer", chain / "volume", "--view_tokenizer", chain / "view"]
+    flags = ["--data", tmp_path / "codes", *tokenizers, "--output_dir", tmp_path / "out"]
+    assert "codes of at least one view" in fails(capsys, "train_code_transformer.py", *flags)
+
+
 def test_splits_with_other_views_are_refused(chain, tmp_path, capsys):
     shutil.copytree(chain / "cohort", tmp_path / "cohort")
     metadata = tmp_path / "cohort" / "train" / "metadata.csv"

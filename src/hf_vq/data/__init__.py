@@ -4,5 +4,14 @@ from .cohort import CohortConfig
 from .images import ImageDataset, make_image_processor
 from .paired import PairedDataset
 from .radiographs import line_integrals, render_views
+from .splits import MissingSplitError
 
-__all__ = ["CohortConfig", "ImageDataset", "PairedDataset", "line_integrals", "make_image_processor", "render_views"]
+__all__ = [
+    "CohortConfig",
+    "ImageDataset",
+    "MissingSplitError",
+    "PairedDataset",
+    "line_integrals",
+    "make_image_processor",
+    "render_views",
+]

@@ -14,12 +14,16 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, ViTImageProcessorPil
 
 from ..processors.fields import one_line
+from .splits import MissingSplitError
 
 SPLITS = ("train", "validation", "test")
 # Share of the training images that is held out for validation where a data set has no such split.
 HELD_OUT_SHARE = 10
 HELD_OUT_SEED = 0
 MODES = {1: "L", 3: "RGB"}
+GREY_MODES = ("1", "L")
+# Pillow's modes of integers and floats of more than 8 bits begin with these; its convert clips their values.
+DEEP_MODES = ("I", "F")
 
 
 def make_image_processor(size: int, channels: int = 3) -> BaseImageProcessor:
@@ -118,7 +122,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return dict(self._cache[index])
 
     def image(self, index: int) -> Image.Image:
-        """Returns an image as it is stored; raises ValueError when it cannot be read."""
+        """Returns an image as it is stored; raises ValueError when it cannot be read or has more than 8 bits."""
         return self._source.image(range(len(self))[index])
 
     def label(self, index: int) -> int:
@@ -126,23 +130,22 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return int(self._source.labels[range(len(self))[index]])
 
     def pixels(self) -> torch.Tensor:
-        """All images at once: (N, H, W) uint8 where they are greyscale, (N, H, W, 3) otherwise.
+        """All images at once: (N, H, W) uint8 where all are greyscale, (N, H, W, 3) otherwise.
 
         Raises:
-            ValueError: the images are not all of one size.
+            ValueError: the images are not all of one size, or one has more than 8 bits.
         """
         if isinstance(self._source, IdxImages):
             return torch.from_numpy(self._source.images.copy())
-        mode = "L" if self.image(0).mode in ("1", "L") else "RGB"
-        arrays = []
-        for index in range(len(self)):
-            arrays.append(np.asarray(self.image(index).convert(mode)))
-            if arrays[index].shape != arrays[0].shape:
-                raise ValueError(
-                    f"{self._name}: found images of {arrays[0].shape[:2]} and {arrays[index].shape[:2]} pixels, "
-                    "expected one size; resize them, or read them one by one through a processor"
-                )
-        return torch.from_numpy(np.stack(arrays))
+        images = [self.image(index) for index in range(len(self))]
+        sizes = list(dict.fromkeys((image.height, image.width) for image in images))
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{self._name}: found images of {sizes[0]} and {sizes[1]} pixels, expected one size; resize them, or "
+                "read them one by one through a processor"
+            )
+        mode = "L" if all(image.mode in GREY_MODES for image in images) else "RGB"
+        return torch.from_numpy(np.stack([np.asarray(image.convert(mode)) for image in images]))
 
     def _load(self, index: int) -> dict[str, Any]:
         """Reads and processes one image."""
@@ -226,7 +229,7 @@ class DatasetImages:
         self.labels = labels[self._rows]
 
     def image(self, index: int) -> Image.Image:
-        """Returns an image as it is stored; raises ValueError when it cannot be read."""
+        """Returns an image as it is stored; raises ValueError when it cannot be read or has more than 8 bits."""
         row = int(self._rows[index])
         try:
             image: Image.Image | None = self._images[row][self._image_column]
@@ -239,6 +242,11 @@ class DatasetImages:
             raise ValueError(
                 f"{self._name}: found no image in row {row} of column {self._image_column!r}, expected one; drop the "
                 "row"
+            )
+        if image.mode.startswith(DEEP_MODES):
+            raise ValueError(
+                f"{self._name}: found an image of mode {image.mode!r} in row {row} of column {self._image_column!r}, "
+                "expected 8 bits a channel; scale its values to 0 to 255 and save it as mode 'L' or 'RGB'"
             )
         return image
 
@@ -308,7 +316,7 @@ def _rows_of_split(splits: dict[str, Any], split: str, source: str) -> tuple[Any
     cut = split != "test" and "validation" not in splits
     name = "train" if cut else split
     if name not in splits:
-        raise ValueError(
+        raise MissingSplitError(
             f"{source}: found splits {list(splits)}, expected {name!r} among them; save a DatasetDict that has it"
         )
     dataset = splits[name]

@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..processors.fields import one_line
 from ..processors.scans import read_errors
+from .splits import MissingSplitError
 
 METADATA_FILE = "metadata.csv"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -162,7 +163,9 @@ def open_source(source: str | Path, split: str, views: Sequence[str] | None = No
     if folder.is_dir():
         splits = sorted(path.name for path in folder.iterdir() if (path / METADATA_FILE).is_file())
         if split not in splits:
-            raise ValueError(f"{source}: found splits {splits}, expected {split!r} with a {METADATA_FILE}; add it")
+            raise MissingSplitError(
+                f"{source}: found splits {splits}, expected {split!r} with a {METADATA_FILE}; add it"
+            )
         return FolderSource(folder / split, views)
     return DatasetSource(_load_from_hub(str(source), split), name, views)
 
@@ -174,7 +177,9 @@ def _load_saved(folder: Path, split: str) -> Any:
     loaded = load_from_disk(str(folder))
     splits = loaded if isinstance(loaded, DatasetDict) else {str(loaded.split): loaded}
     if split not in splits:
-        raise ValueError(f"{folder}: found splits {list(splits)}, expected {split!r}; save a DatasetDict that has it")
+        raise MissingSplitError(
+            f"{folder}: found splits {list(splits)}, expected {split!r}; save a DatasetDict that has it"
+        )
     return splits[split]
 
 
@@ -184,12 +189,15 @@ def _load_from_hub(source: str, split: str) -> Any:
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        return load_dataset(source, split=split)
+        splits = load_dataset(source)
     except (DatasetNotFoundError, OSError, ValueError) as error:
         raise ValueError(
             f"{source}: found neither a folder nor split {split!r} of a data set on the Hub ({one_line(error)}); "
             "check the name"
         ) from error
+    if split not in splits:
+        raise MissingSplitError(f"{source}: found splits {list(splits)}, expected {split!r}; choose another data set")
+    return splits[split]
 
 
 def _read_metadata(path: Path) -> tuple[list[dict[str, str]], list[str]]:

@@ -143,7 +143,7 @@ class FeatureNetwork:
 
         try:
             model, info = AutoModelForImageClassification.from_pretrained(path, output_loading_info=True)
-            processor = AutoImageProcessor.from_pretrained(path)
+            processor = AutoImageProcessor.from_pretrained(path, backend="pil")
         except OSError as error:
             raise ValueError(
                 f"{path}: found no image classifier with its processor there; check the path ({error})"
@@ -161,12 +161,25 @@ class FeatureNetwork:
         place = "in front of its classifier" if has_own else "last hidden state, averaged"
         return f"{type(self.model).__name__} `{self.name}`, {place}"
 
+    def has_classes(self, names: Sequence[str]) -> bool:
+        """Whether the classes are those of a data set, by number and, where both sides name them, by name.
+
+        Args:
+            names: of the data set's labels; names that are the labels' numbers are none.
+        """
+        config, numbers = self.model.config, [str(number) for number in range(len(names))]
+        if config.num_labels != len(names):
+            return False
+        known = [str(config.id2label[number]) for number in range(len(names))]
+        unnamed = (numbers, [f"LABEL_{number}" for number in numbers])
+        return known in (list(names), *unnamed) or list(names) == numbers
+
     @torch.no_grad()
     def __call__(self, image_set: ImageSet) -> SetFeatures:
         """Features of all images, and how many of them the classifier gives their label."""
         features, predictions = [], []
         for start in range(0, len(image_set.images), self.batch_size):
-            mode = "L" if len(self.processor.image_mean) == 1 else "RGB"
+            mode = "L" if np.shape(self.processor.image_mean or ()) == (1,) else "RGB"
             images = [image.convert(mode) for image in image_set.images[start : start + self.batch_size]]
             pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
             pooled, logits = self._features_and_logits(pixel_values.to(self.model.device, self.model.dtype))

@@ -109,6 +109,15 @@ class VQImageClassifierConfig(PreTrainedConfig):
     """
 
     model_type = "hf_vq_image_classifier"
+    # Trainer keeps and joins whatever is not named here over all batches; scalars do not join.
+    keys_to_ignore_at_inference = [  # noqa: RUF012  (Trainer adds a list to it)
+        "quantizer_loss",
+        "commitment_loss",
+        "codebook_loss",
+        "codes",
+        "perplexity",
+        "active_fraction",
+    ]
 
     backbone: str = "resnet"
     backbone_config: dict[str, Any] | None = None

@@ -301,7 +301,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             self._check_has_views()
         if self.config.context_dim is not None and (context is None) == (context_key_values is None):
             raise ValueError("give exactly one of `context` and `context_key_values`")
-        hidden_states = self._drop(self._embed_codes(sample) + self._embed_labels(class_labels, len(sample)))
+        hidden_states = self._drop(self._embed_codes(sample) + self._embed_labels(class_labels, sample))
         if context is not None and self.config.context_attention == "prefix":
             context_key_values = self.encode_context(context, view_ids)
         elif context is not None:
@@ -336,16 +336,16 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             positions = self.position_table[-self._num_code_tokens :]
         return self.code_embedding(tokens) + positions
 
-    def _embed_labels(self, class_labels: torch.Tensor | None, batch_size: int) -> torch.Tensor | float:
+    def _embed_labels(self, class_labels: torch.Tensor | None, sample: torch.Tensor) -> torch.Tensor | float:
         """`(B, 1, hidden)`, or nothing to add for a model without classes."""
-        num_classes = self.config.num_classes
+        num_classes, batch_size = self.config.num_classes, len(sample)
         if num_classes is None:
             if class_labels is not None:
                 raise ValueError("class_labels are given to a model without classes; leave them out or set num_classes")
             return 0.0
         if class_labels is None:
-            return self.class_embedding.weight[num_classes].expand(batch_size, 1, -1)
-        if class_labels.shape != (batch_size,) or class_labels.min() < -1 or class_labels.max() > num_classes:
+            class_labels = torch.full((batch_size,), num_classes, device=sample.device)
+        if class_labels.shape != (batch_size,) or _some_out_of_range(class_labels, num_classes):
             raise ValueError(
                 f"class_labels must be ({batch_size},) integers from 0 to {num_classes - 1}, or -1 for no label; got "
                 f"{class_labels.tolist()}"
@@ -380,6 +380,13 @@ class CodeTransformer(ModelMixin, ConfigMixin):
 
     def _drop(self, tokens: torch.Tensor) -> torch.Tensor:
         return F.dropout(tokens, self.config.dropout, self.training)
+
+
+def _some_out_of_range(class_labels: torch.Tensor, num_classes: int) -> bool:
+    # A branch on values cannot be compiled into one graph.
+    if torch.compiler.is_compiling():
+        return False
+    return bool(((class_labels < -1) | (class_labels > num_classes)).any())
 
 
 def _mean_and_scale(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -165,7 +166,7 @@ def _linear_map(in_channels: int, out_channels: int, channel_last: bool) -> nn.M
 @contextmanager
 def _running_statistics_kept(network: nn.Module) -> Iterator[None]:
     """Lets batch normalisation in training mode see a batch without taking note of it."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     tracked = [norm.track_running_stats for norm in norms]
     try:
         for norm in norms:

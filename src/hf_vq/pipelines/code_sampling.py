@@ -51,8 +51,9 @@ class CodeSamplingPipeline(DiffusionPipeline):
         num_inference_steps: int,
         step_arguments: dict[str, Any],
         callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Iterable[str] | None = None,
     ) -> torch.Tensor:
-        """Settles all masked codes.
+        """Settles all masked codes; with any scheduler a code that is not masked stays, unless the callback changes it.
 
         Args:
             codes: `(B, N)` int64 codes to start from.
@@ -60,18 +61,24 @@ class CodeSamplingPipeline(DiffusionPipeline):
             num_inference_steps: calls of `predict_logits`, at least 1.
             step_arguments: further arguments of `scheduler.step`, from `_step_arguments`.
             callback_on_step_end: as in `__call__`.
+            callback_on_step_end_tensor_inputs: as in `__call__`.
 
         Returns:
             `(B, *code_grid)` codes without a mask.
         """
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         self._num_timesteps = len(self.scheduler.timesteps)
+        mask, given = self.transformer.mask_token_id, callback_on_step_end_tensor_inputs
+        names = self._callback_tensor_inputs if given is None else tuple(given)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             for step, timestep in enumerate(self.scheduler.timesteps):
                 logits = predict_logits(codes)
-                codes = self.scheduler.step(logits, timestep, codes, **step_arguments).prev_sample
+                stepped = self.scheduler.step(logits, timestep, codes, **step_arguments).prev_sample
+                # AmusedScheduler masks a code again in a row that has no mask left.
+                codes = torch.where(codes == mask, stepped, codes)
                 if callback_on_step_end is not None:
-                    codes = callback_on_step_end(self, step, timestep, {"codes": codes}).pop("codes", codes)
+                    tensors = {name: value for name, value in {"codes": codes}.items() if name in names}
+                    codes = callback_on_step_end(self, step, timestep, tensors).pop("codes", codes)
                 progress_bar.update()
         return codes.view(-1, *self.transformer.config.code_grid)
 

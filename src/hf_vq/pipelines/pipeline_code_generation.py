@@ -4,6 +4,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
@@ -43,7 +44,7 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        class_labels: int | str | Sequence[int | str | None] | torch.Tensor | None = None,
         batch_size: int | None = None,
         num_images_per_prompt: int = 1,
         num_inference_steps: int = 16,
@@ -75,7 +76,8 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
             return_dict: `False` for the tuple `(images, codes)`.
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"codes": codes})` after each step; may
                 return other codes.
-            callback_on_step_end_tensor_inputs: which tensors the callback gets, a subset of `("codes",)`.
+            callback_on_step_end_tensor_inputs: which tensors the callback gets, a subset of `["codes"]`, which is the
+                default.
 
         Returns:
             `CodeGenerationPipelineOutput`, images of a prompt one after another.
@@ -93,19 +95,20 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
             num_inference_steps,
             self._step_arguments(generator, temperature, top_p),
             callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
         )
         images = self.decode_codes(codes, output_type)
         self.maybe_free_model_hooks()
         return CodeGenerationPipelineOutput(images, codes) if return_dict else (images, codes)
 
-    def label_ids(self, class_labels: Sequence[int | str]) -> list[int]:
-        """Numbers of classes given by number or name.
+    def label_ids(self, class_labels: Sequence[int | str | None]) -> list[int]:
+        """Numbers of classes given by number or name; -1 and `None`, for no label, give -1.
 
         Raises:
             ValueError: if there is no such class.
         """
         label2id, num_classes = self.transformer.label2id, self.transformer.config.num_classes or 0
-        ids = [label2id.get(label) if isinstance(label, str) else operator.index(label) for label in class_labels]
+        ids: list[Any] = [label2id.get(label) if isinstance(label, str) else _number(label) for label in class_labels]
         unknown = [
             label for label, number in zip(class_labels, ids, strict=True) if number not in range(-1, num_classes)
         ]
@@ -131,7 +134,7 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
         for name, count in (("batch_size", batch_size), ("num_images_per_prompt", num_images_per_prompt)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1; got {count}")
-        if isinstance(class_labels, torch.Tensor):
+        if isinstance(class_labels, torch.Tensor | np.ndarray | np.generic):
             class_labels = class_labels.tolist()
         if isinstance(class_labels, str) or not hasattr(class_labels, "__len__"):
             class_labels = [-1 if class_labels is None else class_labels] * (batch_size or 1)
@@ -169,6 +172,14 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
             return without + guidance_scale * (with_label - without)
 
         return guided
+
+
+def _number(label: Any) -> int | None:
+    """The whole number that a label is, -1 for no label, nothing for any other value."""
+    try:
+        return -1 if label is None else operator.index(label)
+    except TypeError:
+        return None
 
 
 def _check_fit(tokenizer: VQTokenizer, transformer: CodeTransformer, scheduler: AbsorbingScheduler) -> None:

@@ -83,7 +83,8 @@ class ViewsToVolumePipeline(CodeSamplingPipeline):
             return_dict: `False` for the tuple `(volumes, codes)`.
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"codes": codes})` after each step; may
                 return other codes.
-            callback_on_step_end_tensor_inputs: which tensors the callback gets, a subset of `("codes",)`.
+            callback_on_step_end_tensor_inputs: which tensors the callback gets, a subset of `["codes"]`, which is the
+                default.
 
         Returns:
             `ViewsToVolumePipelineOutput`, volumes of a subject one after another.
@@ -102,6 +103,7 @@ class ViewsToVolumePipeline(CodeSamplingPipeline):
             num_inference_steps,
             self._step_arguments(generator, temperature, top_p),
             callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
         )
         volumes = self.decode_codes(codes, output_type)
         self.maybe_free_model_hooks()
@@ -176,6 +178,7 @@ def _check_fit(
                 transformer.config.context_dim,
                 view_tokenizer.config.quantizer_config.codebook_dim,
             ),
+            "transformer.num_classes and None, for a model without classes": (transformer.config.num_classes, None),
             "volume_tokenizer's spatial_dims and 3": (volume_tokenizer.config.spatial_dims, 3),
             "view_tokenizer's spatial_dims and 2": (view_tokenizer.config.spatial_dims, 2),
         }

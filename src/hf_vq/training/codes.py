@@ -111,6 +111,8 @@ def bits_per_code(
 ) -> dict[str, float]:
     """Bits per masked code, averaged over a few mask rates, under several conditions and the same masks.
 
+    A row in which a rate happens to mask nothing does not count at this rate.
+
     Args:
         model: in eval mode.
         scheduler: masks the codes.
@@ -123,14 +125,15 @@ def bits_per_code(
         For each name its figure.
     """
     generator = torch.Generator().manual_seed(seed)
-    bits = dict.fromkeys(conditions, 0.0)
+    nats, num_rows = dict.fromkeys(conditions, 0.0), 0
     for rows in torch.arange(len(codes)).split(batch_size):
         true = codes[rows].flatten(1)
         for rate in VALIDATION_RATES:
             rates = torch.full((len(true),), rate)
             noisy = scheduler.add_noise(true, rates, generator)
+            masked = noisy == model.mask_token_id
+            num_rows += int(masked.any(dim=1).sum())
             for name, arguments_of in conditions.items():
                 logits = model(noisy, **arguments_of(rows)).sample
-                loss = masked_code_loss(logits, true, noisy == model.mask_token_id, rates, "mlm")
-                bits[name] += float(loss) * len(true) / (len(codes) * len(VALIDATION_RATES) * math.log(2))
-    return bits
+                nats[name] += float(masked_code_loss(logits, true, masked, rates, "mlm")) * len(true)
+    return {name: total / (num_rows * math.log(2)) for name, total in nats.items()}

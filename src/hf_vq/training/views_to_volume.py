@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Array2D, Dataset
 
 from ..data import PairedDataset
 from ..models import CodeTransformer, load_tokenizer
@@ -115,7 +115,12 @@ class ViewsToVolumeTask:
 
 def _transformer_fields(model: dict[str, Any], codes: Dataset, parts: dict[str, Any]) -> dict[str, Any]:
     """Fields of the transformer that data and tokenizers determine, overridden by the flags."""
-    names = [name for name in codes.column_names if name not in ("subject", "codes")]
+    names = [name for name, kind in codes.features.items() if isinstance(kind, Array2D) and name != "codes"]
+    if not names:
+        raise ValueError(
+            f"--data: found the columns {codes.column_names}, expected the codes of at least one view beside 'codes'; "
+            "encode paired data, or pass --tokenizer for images"
+        )
     axes = {**VIEW_AXES, **model.get("view_axes", {})}
     unknown = [name for name in names if name not in axes]
     if unknown:
