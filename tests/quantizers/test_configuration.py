@@ -27,7 +27,7 @@ from hf_vq.quantizers.configuration import CHOICES
         ({"sync_weight": "1"}, "sync_weight='1'"),
         ({"channel_last": 1}, "channel_last=1"),
         ({"seed": True}, "seed=True"),
-        ({"update": "ema"}, "update='ema' .* parameterization='affine_running'"),
+        ({"update": "ema"}, "update='ema' .* parameterization='affine'"),
         ({"update": "ema", "parameterization": "plain", "sync_weight": 1.0}, "update='ema' .* sync_weight=1.0"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"update": "momentum"}, "update='momentum'"),

@@ -65,7 +65,7 @@ class VectorQuantizerConfig(QuantizerConfig):
 
     codebook_size: int = 512
     codebook_dim: int = 64
-    parameterization: str = "affine_running"
+    parameterization: str = "affine"
     affine_groups: int = 1
     affine_lr_scale: float = 1.0
     codebook_lr_scale: float = 50.0
