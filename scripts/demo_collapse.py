@@ -90,7 +90,7 @@ def evaluate(model: Autoencoder, images: torch.Tensor) -> Result:
         shown.append(sample[: NUM_SHOWN if not shown else 0].clamp(0, 1))
     model.train()
     psnr = float((-10 * torch.cat(errors).log10()).mean())
-    return Result(psnr, usage.compute(), usage.counts, torch.cat(shown))
+    return Result(psnr, usage.compute(), usage.counts[0], torch.cat(shown))
 
 
 def train(name: str, train_images: torch.Tensor, test_images: torch.Tensor, steps: int, seed: int) -> Result:

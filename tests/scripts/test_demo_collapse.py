@@ -59,7 +59,7 @@ def test_both_networks_begin_alike(script):
         assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     size = {"codebook_size": script.CODEBOOK_SIZE, "codebook_dim": script.CODEBOOK_DIM}
     assert default.quantizer.config == VectorQuantizerConfig(**size)
-    assert plain.quantizer.config == VectorQuantizerConfig(**script.PLAIN, **size)
+    assert plain.quantizer.config == VectorQuantizerConfig(**script.PLAIN, **script.PLAIN_WEIGHTS, **size)
 
 
 def test_usage_and_psnr_of_an_evaluation(script):
@@ -72,6 +72,7 @@ def test_usage_and_psnr_of_an_evaluation(script):
     mse = (sample.clamp(0, 1) - images).square().mean(dim=(1, 2, 3))
     assert result.psnr == pytest.approx(float((10 * (1 / mse).log10()).mean()), rel=1e-5)
     assert result.usage["active_codes"] == len(quantized.codes.unique())
+    assert result.counts.shape == (script.CODEBOOK_SIZE,)
     assert int(result.counts.sum()) == 5 * 2 * 2
     assert torch.equal(result.reconstructions, sample.clamp(0, 1))
 

@@ -246,7 +246,7 @@ def _dot_plot(
     axes.xaxis.set_major_locator(ticks.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     axes.xaxis.set_major_formatter(ticks.FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(ticks.NullFormatter())
-    axes.set_xlabel("test MSE × 10³ (mean ± standard deviation over seeds, logarithmic)")
+    axes.set_xlabel("test MSE × 10³ (mean ± std. over seeds, log scale)")
     axes.set_title(title, fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     axes.legend(frameon=False)

@@ -69,5 +69,5 @@ def _draw_vectors(axes: Any, vectors: torch.Tensor, effective: torch.Tensor, use
     total = (vectors - mean).square().sum().clamp(min=torch.finfo(vectors.dtype).tiny)
     explained = ((vectors - mean) @ directions).square().sum() / total
     axes.set(xlabel="first component", ylabel="second component")
-    axes.set_title(f"principal components of the encoder outputs ({100 * float(explained):.0f} % of the variance)")
+    axes.set_title(f"principal components ({100 * float(explained):.0f} % of the outputs' variance)")
     axes.legend()

@@ -273,8 +273,9 @@ class CodebookUsage:
             `{"active_fraction", "active_codes", "perplexity"}`.
         """
         counts = all_reduce_sum(self.counts.to(device))
+        active = int((counts > 0).sum())
         return {
             "active_fraction": float(active_fraction(counts)),
-            "active_codes": float((counts > 0).sum()) / len(counts),
+            "active_codes": active if len(counts) == 1 else active / len(counts),
             "perplexity": float(torch.stack([perplexity(book) for book in counts]).mean()),
         }
