@@ -22,7 +22,9 @@ def test_weight_decay_pulls_only_the_weights_of_layers():
 
 
 def test_codes_placed_anew_start_without_moments_and_averages_of_the_old():
-    model = VQTokenizer(VQTokenizerConfig(spatial_dims=2, quantizer={"codebook_size": 8, "codebook_dim": 4}))
+    model = VQTokenizer(
+        VQTokenizerConfig(spatial_dims=2, quantizer={"codebook_size": 8, "codebook_dim": 4, "codebook_lr_scale": 1.0})
+    )
     codebook, optimizer = model.quantizer.codebook, torch.optim.AdamW(model.parameters(), lr=0.1)
     ema, watch = EMAModel(model.parameters(), decay=0.99), PlacementWatch(model)
     codebook.weight.grad = torch.ones_like(codebook.weight)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from .sampler import ResumableSampler
 CHECKPOINT_PREFIX = "checkpoint-"
 CHECKPOINT_INFO = "checkpoint.json"
 LOG_FILE = "logs.jsonl"
+RELEASE_SECONDS = 0.5
 AT_LEAST_ONE = (
     *("max_train_steps", "train_batch_size", "gradient_accumulation_steps"),
     *("logging_steps", "validation_steps", "checkpoints_total_limit"),
@@ -130,8 +132,6 @@ class TrainingRun:
             dataset,
             batch_size=args.train_batch_size,
             sampler=sampler,
-            # Of its own: from the global one a loader would draw a number after a resume, and dropout be another.
-            generator=torch.Generator().manual_seed(args.seed),
             num_workers=args.dataloader_num_workers,
             persistent_workers=args.dataloader_num_workers > 0,
         )
@@ -259,6 +259,11 @@ class TrainingRun:
         self._progress.close()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        if self.accelerator.num_processes > 1:
+            # Gloo's threads take the interpreter's lock to let go of their last tensors. The distributed wrapper, when
+            # it dies with the caller's frame, holds that lock and waits for the threads: both wait for ever. Sleeping
+            # hands the lock over before.
+            time.sleep(RELEASE_SECONDS)
 
     def _finish_checkpoint(self, folder: Path) -> None:
         info = {
