@@ -46,7 +46,8 @@ class VectorQuantizerConfig(QuantizerConfig):
             `nu * g`; 0 to 2.
         distance: `"euclidean"`, or `"cosine"`: encoder outputs and codes are l2-normalised, the quantised vectors too.
         init: `"kmeans"` places the codes by k-means++ on the first training batch, `"random"` draws them uniformly in
-            `[-1/K, 1/K]` (with `"linear"`: normally, with variance 1/C).
+            `[-1/K, 1/K]` (normally with `"linear"`, with variance 1/C, and with `"affine_running"`, with the
+            encoder's mean and spread).
         replace_after: a code unused for this many training batches becomes a recent encoder output; `None` is off.
         structure: `"single"` codebook; `"grouped"`: the channels are split over `num_codebooks` codebooks (product
             quantisation); `"residual"`: each codebook quantises what the ones before it left over.
