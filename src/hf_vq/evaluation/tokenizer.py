@@ -11,7 +11,8 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from ..quantizers import Codebook, CodebookUsage
+from ..quantizers import CodebookUsage
+from ..quantizers.codebook import codebooks_of
 from .metrics import prdc
 from .volumes import GridVolume, onto_grid, read_volume
 
@@ -139,7 +140,7 @@ class VolumeTokenizer:
     @property
     def feature_name(self) -> str:
         """What the features are, and whether they were learned at all."""
-        codebooks = [module for module in self.model.modules() if isinstance(module, Codebook)]
+        codebooks = codebooks_of(self.model)
         if not codebooks:  # nothing counts the training of a quantizer that learns no codes
             return FEATURE_NAME
         batches = int(codebooks[0].num_batches)

@@ -227,6 +227,11 @@ class CodeAverages(nn.Module):
         self.pending_sums.zero_()
 
 
+def codebooks_of(model: nn.Module) -> list[Codebook]:
+    """All codebooks in a model, in the order of its modules; none where no quantizer stores codes."""
+    return [module for module in model.modules() if isinstance(module, Codebook)]
+
+
 class PlacementWatch:
     """Tells which codes of a model were placed anew since it was last asked.
 
@@ -235,7 +240,7 @@ class PlacementWatch:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._codebooks = [module for module in model.modules() if isinstance(module, Codebook)]
+        self._codebooks = codebooks_of(model)
         self._seen = [codebook.placements.clone() for codebook in self._codebooks]
 
     def take(self) -> list[tuple[Codebook, torch.Tensor]]:

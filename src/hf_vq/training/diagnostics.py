@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..quantizers import Codebook, CodebookLookUp, VectorQuantizer
+from ..quantizers import CodebookLookUp, VectorQuantizer
+from ..quantizers.codebook import codebooks_of
 
 MIN_SCALE = 1e-12
 
@@ -71,9 +72,8 @@ def codes_with_gradient(model: nn.Module) -> dict[str, float]:
 
     Call it between `backward` and `optimizer.step`; empty where no codes learn by gradient.
     """
-    books = [module for module in model.modules() if isinstance(module, Codebook)]
     # In alternating optimisation the network's loss holds the codes with a factor of 0.
-    codebooks = [book for book in books if book.config.update == "gradient" or book.config.sync_weight]
+    codebooks = [book for book in codebooks_of(model) if book.config.update == "gradient" or book.config.sync_weight]
     gradients = [codebook.weight.grad for codebook in codebooks if codebook.weight.grad is not None]
     if not gradients:
         return {}

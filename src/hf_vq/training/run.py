@@ -17,8 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..quantizers import Codebook
-from ..quantizers.codebook import PlacementWatch
+from ..quantizers.codebook import PlacementWatch, codebooks_of
 from .alternating import AlternatingOptimizer, alternating_quantizers
 from .arguments import TrainingArguments
 from .diagnostics import codes_with_gradient
@@ -84,7 +83,7 @@ class TrainingRun:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / LOG_FILE).touch()
         accelerator.wait_for_everyone()
-        for codebook in _codebooks(model):
+        for codebook in codebooks_of(model):
             if codebook.frozen:  # before the optimizer and the distributed wrapper look for what is to be trained
                 codebook.freeze()
         groups = parameter_groups(model, args.weight_decay)
@@ -100,7 +99,7 @@ class TrainingRun:
             rate = args.learning_rate if own_rate is None else own_rate
             self.alternating = AlternatingOptimizer(model, rate, args.codebook_inner_steps)
         # Codes have gradients of another size (see codebook_lr_scale), which must not shrink those of the network.
-        codes = {id(codebook.weight) for codebook in _codebooks(model)}
+        codes = {id(codebook.weight) for codebook in codebooks_of(model)}
         self._clipped = [parameter for parameter in model.parameters() if id(parameter) not in codes]
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.ema.to(accelerator.device)
@@ -229,7 +228,7 @@ class TrainingRun:
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.ema.store(model.parameters())
         self.ema.copy_to(model.parameters())
-        for codebook in _codebooks(model):
+        for codebook in codebooks_of(model):
             codebook.measure()
         model.eval()
         try:
@@ -305,10 +304,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for p in trainable if id(p) in decayed], "weight_decay": weight_decay},
         {"params": [p for p in trainable if id(p) not in decayed], "weight_decay": 0.0},
     ]
-
-
-def _codebooks(model: nn.Module) -> list[Codebook]:
-    return [module for module in model.modules() if isinstance(module, Codebook)]
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
