@@ -206,8 +206,58 @@ def test_bad_inputs_are_named():
         model(codes, context[:, :, :3])
     with pytest.raises(ValueError, match="view_ids"):
         model(codes, context, view_ids=torch.zeros(2, 3, dtype=torch.int64))
-    with pytest.raises(ValueError, match="exactly one"):
-        model(codes)
+    with pytest.raises(ValueError, match="give one of them"):
+        model(codes, context, context_key_values=[])
+    with pytest.raises(ValueError, match="without views"):
+        model(codes, view_mask=torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="view_mask has 1 views, the context 2"):
+        model(codes, context, view_mask=torch.ones(2, 1, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"view_mask must be \(B, V\) booleans with B=2; got torch.float32 \(2, 2\)"):
+        model(codes, context, view_mask=torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(("position_embedding", "context_attention"), CASES)
+def test_a_hidden_view_is_a_view_left_out(position_embedding, context_attention):
+    codes, context = inputs(3)
+    model = make(position_embedding, context_attention)
+    shown = torch.tensor([[True, True], [False, True], [False, False]])
+    logits = model(codes, context, view_mask=shown).sample
+    torch.testing.assert_close(logits[:1], model(codes[:1], context[:1]).sample)
+    lateral = model(codes[1:2], context[1:2, 1:], view_ids=torch.tensor([[1]])).sample
+    torch.testing.assert_close(logits[1:2], lateral)
+    torch.testing.assert_close(logits[2:], model(codes[2:]).sample)
+    assert not torch.allclose(logits[1:2], model(codes[1:2], context[1:2]).sample)
+
+
+def test_cached_context_with_a_mask_equals_recomputing_it():
+    codes, context = inputs(3)
+    model = make(context_attention="prefix")
+    shown = torch.tensor([[True, True], [False, True], [False, False]])
+    cached = model.encode_context(context, view_mask=shown)
+    logits = model(codes, context_key_values=cached, view_mask=shown).sample
+    assert torch.equal(logits, model(codes, context, view_mask=shown).sample)
+
+
+@pytest.mark.parametrize("context_attention", ["full", "prefix"])
+def test_hidden_views_give_finite_gradients(context_attention):
+    codes, context = inputs()
+    model = make(context_attention=context_attention)
+    model(codes, context, view_mask=torch.zeros(2, 2, dtype=torch.bool)).sample.square().sum().backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_view_dropout_hides_views_at_its_rate_and_context_dropout_all_of_a_subject():
+    shown = make(view_dropout=0.5).drop_views(4000, torch.Generator().manual_seed(0))
+    assert bool(shown.any(dim=1).all())
+    assert shown.float().mean() == pytest.approx(0.625, abs=0.02)  # hidden: both at 1/4 -> one comes back, else at 1/2
+    shown = make(context_dropout=0.2).drop_views(4000, torch.Generator().manual_seed(0))
+    assert bool((shown.all(dim=1) == shown.any(dim=1)).all())
+    assert shown.any(dim=1).float().mean() == pytest.approx(0.8, abs=0.03)
+    assert make().drop_views(3) is None
+    with pytest.raises(ValueError, match="view_dropout must lie"):
+        make(view_dropout=1.0)
+    with pytest.raises(ValueError, match="without views"):
+        make(context_dim=None, context_dropout=0.1)
 
 
 IMAGE_FIELDS = {"num_codes": 11, "code_grid": (3, 4), "context_dim": None, "hidden_size": 16, "num_heads": 2}

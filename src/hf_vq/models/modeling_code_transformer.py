@@ -49,12 +49,15 @@ class CodeTransformerBlock(nn.Module):
             nn.Linear(hidden_size, inner), nn.GELU(), nn.Linear(inner, hidden_size), nn.Dropout(dropout)
         )
 
-    def forward(self, hidden_states: torch.Tensor, prefix: KeyValue | None = None) -> tuple[torch.Tensor, KeyValue]:
+    def forward(
+        self, hidden_states: torch.Tensor, prefix: KeyValue | None = None, attended: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, KeyValue]:
         """Attention to the tokens themselves and to `prefix`, then the MLP.
 
         Args:
             hidden_states: `(B, N, hidden)`.
             prefix: keys and values of further tokens, each `(B, heads, M, head_dim)`.
+            attended: `(B, M + N)` bool, which tokens, the prefix's first, are attended to; all by default.
 
         Returns:
             The new hidden states, and the keys and values of these N tokens.
@@ -66,8 +69,9 @@ class CodeTransformerBlock(nn.Module):
         if prefix is not None:
             key, value = torch.cat((prefix[0], key), dim=2), torch.cat((prefix[1], value), dim=2)
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        hidden_states = hidden_states + self.to_out(attended.transpose(1, 2).flatten(2))
+        mask = attended[:, None, None] if attended is not None else None
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        hidden_states = hidden_states + self.to_out(mixed.transpose(1, 2).flatten(2))
         return hidden_states + self.mlp(self.norm2(hidden_states)), own
 
     @torch.no_grad()
@@ -107,9 +111,13 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             `"learned"`: the paper's free table, one vector per token.
         context_attention (`str`): `"full"`: all tokens attend to all (the paper); `"prefix"`: view tokens attend to
             view tokens only, so `encode_context` is computed once and serves every sampling step exactly.
+        view_dropout (`float`): share of the views that `drop_views` hides in training, one by one, never all of a
+            subject; a model trained so works with any of its views.
+        context_dropout (`float`): share of the subjects all of whose views `drop_views` hides in training, which
+            classifier-free guidance (Ho & Salimans, 2022) needs.
         num_classes (`int`, *optional*): classes of a class-conditional model; label `num_classes` means no label.
         label_dropout (`float`): share of the labels that `drop_labels` replaces by no label in training, which
-            classifier-free guidance (Ho & Salimans, 2022) and samples without a label need.
+            guidance by class and samples without a label need.
         id2label (`dict[int, str]`, *optional*): name of every class.
     """
 
@@ -133,6 +141,8 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         dropout: float = 0.0,
         position_embedding: str = "axial",
         context_attention: str = "full",
+        view_dropout: float = 0.0,
+        context_dropout: float = 0.0,
         num_classes: int | None = None,
         label_dropout: float = 0.0,
         id2label: Mapping[int | str, str] | None = None,
@@ -146,6 +156,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         _check_config(code_grid, context_dim, context_grid, view_axes, volume_axes)
         _check_width(hidden_size, num_heads)
         _check_classes(num_classes, label_dropout, id2label)
+        _check_view_dropout(context_dim, view_dropout, context_dropout)
         _check_choice("position_embedding", position_embedding, POSITION_EMBEDDINGS)
         _check_choice("context_attention", context_attention, CONTEXT_ATTENTIONS)
         self.code_embedding = nn.Embedding(num_codes + 1, hidden_size)
@@ -244,13 +255,36 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         draws = torch.rand(class_labels.shape, generator=generator, device=source).to(class_labels.device)
         return class_labels.masked_fill(draws < self.config.label_dropout, -1)
 
+    def drop_views(self, batch_size: int, generator: torch.Generator | None = None) -> torch.Tensor | None:
+        """Which views a training batch shows: `(B, V)` bool, False where `view_dropout` or `context_dropout` hides one.
+
+        `view_dropout` alone leaves each subject at least one view, drawn at random. `None` if both are 0.
+
+        Args:
+            batch_size: subjects.
+            generator: source of randomness.
+        """
+        config = self.config
+        if not config.view_dropout and not config.context_dropout:
+            return None
+        draws = torch.rand(batch_size, len(self.view_names) + 1, generator=generator)
+        views, whole = draws[:, :-1], draws[:, -1:]
+        shown = (views >= config.view_dropout) | (views == views.amax(dim=1, keepdim=True))
+        return shown & (whole >= config.context_dropout)
+
     @apply_forward_hook
-    def encode_context(self, context: torch.Tensor, view_ids: torch.Tensor | None = None) -> list[KeyValue]:
+    def encode_context(
+        self,
+        context: torch.Tensor,
+        view_ids: torch.Tensor | None = None,
+        view_mask: torch.Tensor | None = None,
+    ) -> list[KeyValue]:
         """Keys and values of the view tokens in every block, with `context_attention="prefix"`.
 
         Args:
             context: `(B, V, context_tokens, context_dim)` embeddings of the views' codes.
             view_ids: `(B, V)` int64; the model's views in order by default.
+            view_mask: `(B, V)` bool, False where a view is missing; give it to `forward` again.
 
         Returns:
             For each block a pair of `(B, heads, V * context_tokens, head_dim)`.
@@ -266,8 +300,12 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             )
         self._check_has_views()
         hidden_states, key_values = self._embed_context(context, view_ids), []
+        shown = self._shown_tokens(view_mask, hidden_states)
+        if shown is not None:
+            # A row of attention needs something to attend to. Where all views are missing nobody reads the result.
+            shown = shown | ~shown.any(dim=1, keepdim=True)
         for block in self.blocks:
-            hidden_states, key_value = self._run(block, hidden_states, None)
+            hidden_states, key_value = self._run(block, hidden_states, None, shown)
             key_values.append(key_value)
         return key_values
 
@@ -276,6 +314,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         sample: torch.Tensor,
         context: torch.Tensor | None = None,
         view_ids: torch.Tensor | None = None,
+        view_mask: torch.Tensor | None = None,
         context_key_values: list[KeyValue] | None = None,
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
@@ -284,8 +323,9 @@ class CodeTransformer(ModelMixin, ConfigMixin):
 
         Args:
             sample: `(B, N)` or `(B, *code_grid)` int64 in `[0, num_codes]`; `num_codes` is the mask.
-            context: `(B, V, context_tokens, context_dim)` embeddings of the views' codes.
+            context: `(B, V, context_tokens, context_dim)` embeddings of the views' codes; left out, no view is known.
             view_ids: `(B, V)` int64, which view each is; the model's views in order by default.
+            view_mask: `(B, V)` bool, False where a view is missing: nothing attends to it, as if it were left out.
             context_key_values: instead of `context`, what `encode_context` returned.
             class_labels: `(B,)` int64 in `[0, num_classes)`; -1 or `num_classes`, as leaving them out, means no label.
             return_dict: `False` for a plain tuple.
@@ -294,21 +334,19 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             `CodeTransformerOutput` with logits `(B, N, num_codes)`.
 
         Raises:
-            ValueError: if shapes do not fit, a label is out of range, a model with views does not get exactly one of
-                `context` and `context_key_values`, or a model without views or classes gets them.
+            ValueError: if shapes do not fit, a label is out of range, both `context` and `context_key_values` are
+                given, `view_mask` comes without them, or a model without views or classes gets them.
         """
-        if context is not None or context_key_values is not None:
-            self._check_has_views()
-        if self.config.context_dim is not None and (context is None) == (context_key_values is None):
-            raise ValueError("give exactly one of `context` and `context_key_values`")
+        self._check_condition(context, context_key_values, view_mask)
         hidden_states = self._drop(self._embed_codes(sample) + self._embed_labels(class_labels, sample))
         if context is not None and self.config.context_attention == "prefix":
-            context_key_values = self.encode_context(context, view_ids)
+            context_key_values = self.encode_context(context, view_ids, view_mask)
         elif context is not None:
             hidden_states = torch.cat((self._embed_context(context, view_ids), hidden_states), dim=1)
+        attended = self._attended_tokens(view_mask, hidden_states, context_key_values)
         for index, block in enumerate(self.blocks):
             prefix = context_key_values[index] if context_key_values is not None else None
-            hidden_states, _ = self._run(block, hidden_states, prefix)
+            hidden_states, _ = self._run(block, hidden_states, prefix, attended)
         logits = self.head(self.norm_out(hidden_states[:, -self._num_code_tokens :]))
         return CodeTransformerOutput(sample=logits) if return_dict else (logits,)
 
@@ -317,11 +355,42 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         return math.prod(self.config.code_grid)
 
     def _run(
-        self, block: nn.Module, hidden_states: torch.Tensor, prefix: KeyValue | None
+        self,
+        block: nn.Module,
+        hidden_states: torch.Tensor,
+        prefix: KeyValue | None,
+        attended: torch.Tensor | None,
     ) -> tuple[torch.Tensor, KeyValue]:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, hidden_states, prefix)
-        return block(hidden_states, prefix)
+            return self._gradient_checkpointing_func(block, hidden_states, prefix, attended)
+        return block(hidden_states, prefix, attended)
+
+    def _shown_tokens(self, view_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """`(B, V * context_tokens)` bool of a view mask, on the device of the tokens."""
+        if view_mask is None:
+            return None
+        if view_mask.ndim != 2 or len(view_mask) != len(hidden_states) or view_mask.dtype != torch.bool:
+            raise ValueError(
+                f"view_mask must be (B, V) booleans with B={len(hidden_states)}; got {view_mask.dtype} "
+                f"{tuple(view_mask.shape)}"
+            )
+        return view_mask.to(hidden_states.device).repeat_interleave(math.prod(self.config.context_grid), dim=1)
+
+    def _attended_tokens(
+        self, view_mask: torch.Tensor | None, hidden_states: torch.Tensor, key_values: list[KeyValue] | None
+    ) -> torch.Tensor | None:
+        """`(B, tokens)` bool: the shown view tokens and all codes, in the order in which a block attends to them."""
+        shown = self._shown_tokens(view_mask, hidden_states)
+        if shown is None:
+            return None
+        prefix_length = key_values[0][0].shape[2] if key_values is not None else 0
+        num_tokens, num_views = prefix_length + hidden_states.shape[1], shown.shape[1]
+        if num_tokens - num_views != self._num_code_tokens:
+            raise ValueError(
+                f"view_mask has {view_mask.shape[1]} views, the context "  # type: ignore[union-attr]
+                f"{(num_tokens - self._num_code_tokens) // math.prod(self.config.context_grid)}; give one for each"
+            )
+        return F.pad(shown, (0, self._num_code_tokens), value=True)
 
     def _embed_codes(self, sample: torch.Tensor) -> torch.Tensor:
         tokens = sample.flatten(1)
@@ -351,6 +420,19 @@ class CodeTransformer(ModelMixin, ConfigMixin):
                 f"{class_labels.tolist()}"
             )
         return self.class_embedding(class_labels.masked_fill(class_labels < 0, num_classes))[:, None]
+
+    def _check_condition(
+        self,
+        context: torch.Tensor | None,
+        context_key_values: list[KeyValue] | None,
+        view_mask: torch.Tensor | None,
+    ) -> None:
+        if context is not None or context_key_values is not None:
+            self._check_has_views()
+            if context is not None and context_key_values is not None:
+                raise ValueError("both `context` and `context_key_values` are given; give one of them")
+        elif view_mask is not None:
+            raise ValueError("view_mask is given without views; give `context` or `context_key_values` too")
 
     def _check_has_views(self) -> None:
         if self.config.context_dim is None:
@@ -428,6 +510,14 @@ def _check_config(
 def _check_width(hidden_size: int, num_heads: int) -> None:
     if num_heads < 1 or hidden_size % num_heads:
         raise ValueError(f"num_heads={num_heads} must be at least 1 and divide hidden_size={hidden_size}")
+
+
+def _check_view_dropout(context_dim: int | None, view_dropout: float, context_dropout: float) -> None:
+    for name, value in (("view_dropout", view_dropout), ("context_dropout", context_dropout)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must lie in [0, 1); got {value}")
+        if value and context_dim is None:
+            raise ValueError(f"{name}={value} is given to a model without views; leave it at 0 or set context_dim")
 
 
 def _check_classes(num_classes: int | None, label_dropout: float, id2label: Mapping[int | str, str] | None) -> None:

@@ -44,8 +44,10 @@ class ViewsToVolumeTask:
             )
 
     def conditions(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, Any]:
-        """The transformer's further arguments for a batch to train on; nothing here is random."""
-        return {"context": self._context(batch)}
+        """The transformer's further arguments for a batch to train on: its views, some of them hidden if the model asks
+        for it."""
+        context = self._context(batch)
+        return {"context": context, "view_mask": self.pipeline.transformer.drop_views(len(context), generator)}
 
     def _context(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """`(B, V, context_tokens, context_dim)` vectors of the views' codes through the effective codebook."""
