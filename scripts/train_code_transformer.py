@@ -23,7 +23,7 @@ from hf_vq.files import move_files_into
 from hf_vq.training.arguments import parse_arguments, run
 from hf_vq.training.code_generation import CodeGenerationTask
 from hf_vq.training.codes import CodeTransformerArguments
-from hf_vq.training.losses import CODE_LOSSES, masked_code_loss
+from hf_vq.training.losses import CodeObjective, draw_mask_rates
 from hf_vq.training.run import TrainingRun, make_accelerator
 from hf_vq.training.views_to_volume import ViewsToVolumeTask
 
@@ -54,25 +54,26 @@ def validate(training: TrainingRun, task: Task) -> None:
 def main() -> None:
     """Parse, build, loop, save."""
     args = parse_arguments(CodeTransformerArguments, __doc__)
-    if args.loss_type not in CODE_LOSSES:
-        raise ValueError(f"--loss_type {args.loss_type} is unknown; choose one of {CODE_LOSSES}")
+    draw_mask_rates(1, args.mask_rates)  # a misspelt name is better found now
     accelerator = make_accelerator(args)
     task = make_task(args, accelerator.device)
     transformer, scheduler = task.pipeline.transformer, task.pipeline.scheduler
+    codebook = task.tokenizer.quantizer.effective_codebook.detach()
+    objective = CodeObjective(args.loss_type, codebook, args.soft_target_temperature, args.code_vector_weight)
 
     training = TrainingRun(accelerator, transformer, args)
     training.model.train()
     for index, batch in enumerate(training.dataloader(task.train_codes)):
         generator = training.generator(index % args.gradient_accumulation_steps)
         true = batch["codes"].flatten(1)
-        rates = 1 - torch.rand(len(true), generator=generator, dtype=torch.float64)
+        rates = draw_mask_rates(len(true), args.mask_rates, generator)
         noisy = scheduler.add_noise(true, rates.to(true.device), generator)
         masked = noisy == transformer.mask_token_id
         if scheduler.config.sampling == "exact_count":
             rates = masked.double().mean(dim=1)
         with accelerator.accumulate(training.model):
             logits = training.model(noisy, **task.conditions(batch, generator)).sample
-            loss = masked_code_loss(logits, true, masked, rates, args.loss_type)
+            loss = objective(logits, true, masked, rates)
             stepped = training.optimize(loss, {})
         if stepped and training.validation_due:
             validate(training, task)

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from hf_vq import AbsorbingScheduler
-from hf_vq.training.losses import masked_code_loss
+from hf_vq.training.losses import (
+    CodeObjective,
+    code_vector_loss,
+    draw_mask_rates,
+    masked_code_loss,
+    soft_code_targets,
+)
 
 
 def uniform_case(masked_counts, positions=10, classes=4):
@@ -65,3 +71,72 @@ def test_no_mask_is_no_loss():
 def test_unknown_loss_is_named():
     with pytest.raises(ValueError, match="loss_type='nll'"):
         masked_code_loss(*uniform_case([1]), torch.tensor([1.0]), "nll")
+
+
+def test_mask_rates_lie_in_range_and_cosine_ones_nearer_full_masks():
+    uniform, cosine = (
+        draw_mask_rates(20_000, name, torch.Generator().manual_seed(0)) for name in ("uniform", "cosine")
+    )
+    for rates in (uniform, cosine):
+        assert rates.dtype == torch.float64
+        assert bool(((rates > 0) & (rates <= 1)).all())
+    assert uniform.mean() == pytest.approx(1 / 2, abs=0.01)
+    assert cosine.mean() == pytest.approx(2 / math.pi, abs=0.01)
+    with pytest.raises(ValueError, match="mask_rates='even' is unknown"):
+        draw_mask_rates(1, "even")
+
+
+def test_soft_targets_prefer_close_codes_at_any_scale_of_the_codebook():
+    codebook = torch.tensor([[0.0], [1.0], [3.0]])
+    targets = soft_code_targets(codebook, 0.5)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(3))
+    # Nearest neighbours are 1, 1 and 2 away: their mean square is 2, so the exponents are -d^2 / (0.5 * 2).
+    expected = torch.softmax(-torch.tensor([[0.0, 1, 9], [1, 0, 4], [9, 4, 0]]), dim=1)
+    torch.testing.assert_close(targets, expected)
+    torch.testing.assert_close(soft_code_targets(100 * codebook, 0.5), targets)
+    torch.testing.assert_close(soft_code_targets(codebook, 1e-3), torch.eye(3))
+
+
+def test_soft_targets_in_the_loss_are_the_mean_of_the_hard_losses():
+    torch.manual_seed(0)
+    logits, codes, masked = torch.randn(2, 5, 3), torch.randint(3, (2, 5)), torch.ones(2, 5, dtype=torch.bool)
+    targets = soft_code_targets(torch.randn(3, 2), 1.0)
+    rates = torch.ones(2)
+    loss = masked_code_loss(logits, codes, masked, rates, "mlm", targets)
+    hard = [
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.full((10,), k), reduction="none")
+        for k in range(3)
+    ]
+    expected = sum(targets[codes.flatten(), k] * hard[k] for k in range(3)).mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        masked_code_loss(logits, codes, masked, rates, "mlm", torch.eye(3)),
+        masked_code_loss(logits, codes, masked, rates, "mlm"),
+    )
+
+
+def test_code_vector_loss_is_zero_for_certainty_and_one_for_the_mean_of_a_used_up_codebook():
+    codebook = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    codes, masked = torch.arange(4)[None], torch.ones(1, 4, dtype=torch.bool)
+    certain = 100 * torch.nn.functional.one_hot(codes, 4).float()
+    assert code_vector_loss(certain, codes, masked, codebook) == pytest.approx(0, abs=1e-6)
+    assert code_vector_loss(torch.zeros(1, 4, 4), codes, masked, codebook) == pytest.approx(1, abs=1e-6)
+    wrong = certain.roll(1, dims=-1)
+    masked = torch.tensor([[True, False, False, False]])
+    expected = (codebook[1] - codebook[0]).square().sum() / codebook.var(dim=0, correction=0).sum()
+    torch.testing.assert_close(code_vector_loss(wrong, codes, masked, codebook), expected)
+
+
+def test_objective_adds_its_parts_and_names_what_is_wrong():
+    torch.manual_seed(0)
+    codebook = torch.randn(4, 3)
+    case = (torch.randn(2, 5, 4), torch.randint(4, (2, 5)), torch.rand(2, 5) < 0.5, torch.full((2,), 0.5))
+    objective = CodeObjective("mlm", codebook, soft_target_temperature=0.3, code_vector_weight=0.7)
+    expected = masked_code_loss(*case, "mlm", soft_code_targets(codebook, 0.3))
+    expected = expected + 0.7 * code_vector_loss(*case[:3], codebook)
+    torch.testing.assert_close(objective(*case), expected)
+    torch.testing.assert_close(CodeObjective("elbo", codebook)(*case), masked_code_loss(*case, "elbo"))
+    with pytest.raises(ValueError, match="--loss_type huber is unknown"):
+        CodeObjective("huber", codebook)
+    with pytest.raises(ValueError, match="--code_vector_weight must be a finite number of at least 0; got -1"):
+        CodeObjective("mlm", codebook, code_vector_weight=-1.0)

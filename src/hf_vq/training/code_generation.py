@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from ..models import CodeTransformer, load_tokenizer
+from ..models import CodeTransformer, VQTokenizer, load_tokenizer
 from ..pipelines import CodeGenerationPipeline
 from ..schedulers import AbsorbingScheduler
 from .arguments import check_fields
@@ -40,6 +40,11 @@ class CodeGenerationTask:
         order = torch.randperm(len(codes["validation"]), generator=torch.Generator().manual_seed(args.seed))
         validation = CodeRows(codes["validation"]).columns
         self._validation = {name: rows[order[: args.num_validation_images]] for name, rows in validation.items()}
+
+    @property
+    def tokenizer(self) -> VQTokenizer:
+        """The tokenizer of the codes that are to be predicted."""
+        return self.pipeline.tokenizer
 
     def conditions(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, Any]:
         """The transformer's further arguments for a batch to train on: the labels, some dropped, if it is to know

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..models import CodeTransformer, VQTokenizer
 from ..schedulers import AbsorbingScheduler
 from .arguments import TrainingArguments
-from .losses import CODE_LOSSES, masked_code_loss
+from .losses import CODE_LOSSES, MASK_RATES, masked_code_loss
 
 VALIDATION_RATES = (0.25, 0.5, 0.75, 1.0)
 Conditions = Callable[[torch.Tensor], dict[str, Any]]
@@ -35,6 +35,13 @@ class CodeTransformerArguments(TrainingArguments):
     )
     class_conditional: bool = field(default=True, metadata={"help": "Image codes: learn to generate from labels."})
     loss_type: str = field(default="reweighted_elbo", metadata={"help": f"One of {CODE_LOSSES}."})
+    mask_rates: str = field(default="uniform", metadata={"help": f"Distribution of mask rates, one of {MASK_RATES}."})
+    soft_target_temperature: float = field(
+        default=0.0, metadata={"help": "Targets spread over close codes; 0 for the true codes alone."}
+    )
+    code_vector_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the distance between expected and true code vectors."}
+    )
     num_validation_subjects: int = field(default=8, metadata={"help": "Subjects generated at a validation."})
     num_validation_images: int = field(default=512, metadata={"help": "Images whose codes a validation predicts."})
     num_inference_steps: int = field(default=16, metadata={"help": "Sampling steps at a validation."})

@@ -1,9 +1,58 @@
 """Training losses of absorbing code diffusion."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
 CODE_LOSSES = ("elbo", "mlm", "reweighted_elbo")
+MASK_RATES = ("uniform", "cosine")
+
+
+def draw_mask_rates(
+    batch_size: int, distribution: str = "uniform", generator: torch.Generator | None = None
+) -> torch.Tensor:
+    r"""Mask rates t of a training batch.
+
+    `"uniform"` on (0, 1], as the bounds of absorbing diffusion ask for; `"cosine"`: \(t = \cos(\pi u / 2)\) of a
+    uniform u, which trains nearly full masks more often (MaskGIT; Chang et al., 2022), where the views count most.
+
+    Args:
+        batch_size: samples.
+        distribution: one of `MASK_RATES`.
+        generator: source of randomness.
+
+    Returns:
+        `(batch_size,)` float64 in (0, 1].
+
+    Raises:
+        ValueError: if `distribution` is unknown.
+    """
+    draws = torch.rand(batch_size, generator=generator, dtype=torch.float64)
+    if distribution == "uniform":
+        return 1 - draws
+    if distribution == "cosine":
+        return torch.cos(draws * math.pi / 2)
+    raise ValueError(f"mask_rates={distribution!r} is unknown; choose one of {MASK_RATES}")
+
+
+def soft_code_targets(codebook: torch.Tensor, temperature: float) -> torch.Tensor:
+    r"""For each true code a distribution over the codes that lie close to it.
+
+    Row k is \(\mathrm{softmax}_j(-|e_k - e_j|^2 / (\tau m))\), m being the mean squared distance of a code to its
+    nearest neighbour, so that the temperature \(\tau\) means the same for every codebook.
+
+    Args:
+        codebook: `(K, C)` effective codebook.
+        temperature: above 0; towards 0 the true code alone.
+
+    Returns:
+        `(K, K)`, each row summing to 1.
+    """
+    distances = torch.cdist(codebook.double(), codebook.double()).square()
+    nearest = distances.masked_fill(torch.eye(len(codebook), dtype=torch.bool, device=codebook.device), math.inf)
+    scale = nearest.amin(dim=1).mean().clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.softmax(-distances / (temperature * scale), dim=1).float()
 
 
 def masked_code_loss(
@@ -12,6 +61,7 @@ def masked_code_loss(
     masked: torch.Tensor,
     timesteps: torch.Tensor,
     loss_type: str = "reweighted_elbo",
+    soft_targets: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""Cross-entropy of the true codes at masked positions, weighted over the mask rate t.
 
@@ -28,6 +78,7 @@ def masked_code_loss(
         timesteps: `(B,)` mask rates t in (0, 1]. Where an exact number of positions was masked, the rate is that number
             over N: the rate that was asked for may round to fewer positions than are masked, and 1/t would explode.
         loss_type: one of `CODE_LOSSES`.
+        soft_targets: `(K, K)` from `soft_code_targets`; the true codes alone by default.
 
     Returns:
         Scalar in nats.
@@ -36,7 +87,10 @@ def masked_code_loss(
         ValueError: if `loss_type` is unknown.
     """
     num_positions = codes.shape[1]
-    per_position = F.cross_entropy(logits.float().transpose(1, 2), codes, reduction="none")
+    if soft_targets is None:
+        per_position = F.cross_entropy(logits.float().transpose(1, 2), codes, reduction="none")
+    else:
+        per_position = -(soft_targets[codes] * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
     summed = per_position.masked_fill(~masked, 0.0).sum(dim=1)
     rates = timesteps.to(summed)
     if loss_type == "elbo":
@@ -48,3 +102,66 @@ def masked_code_loss(
     else:
         raise ValueError(f"loss_type={loss_type!r} is unknown; choose one of {CODE_LOSSES}")
     return weighted.mean()
+
+
+def code_vector_loss(
+    logits: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor, codebook: torch.Tensor
+) -> torch.Tensor:
+    """How far the expected code vector under the predicted distribution is from the true one, at masked positions.
+
+    Cross-entropy takes every wrong code to be equally wrong; this loss tells a close one from a far one.
+
+    Args:
+        logits: `(B, N, K)`.
+        codes: `(B, N)` int64 true codes.
+        masked: `(B, N)` bool, positions that count.
+        codebook: `(K, C)` effective codebook.
+
+    Returns:
+        Scalar: mean squared distance over the masked positions, in units of the codebook's total variance.
+    """
+    expected = torch.softmax(logits.float(), dim=-1) @ codebook.float()
+    squared = (expected - codebook.float()[codes]).square().sum(dim=-1)
+    variance = codebook.float().var(dim=0, correction=0).sum().clamp(min=1e-12)
+    return squared.masked_fill(~masked, 0.0).sum() / masked.sum().clamp(min=1) / variance
+
+
+class CodeObjective:
+    """What a code transformer is trained to minimise.
+
+    Args:
+        loss_type: one of `CODE_LOSSES`.
+        codebook: `(K, C)` effective codebook of the codes to be predicted.
+        soft_target_temperature: of `soft_code_targets`; 0 for the true codes alone.
+        code_vector_weight: weight of `code_vector_loss`.
+
+    Raises:
+        ValueError: if a number is negative or `loss_type` is unknown.
+    """
+
+    def __init__(
+        self,
+        loss_type: str,
+        codebook: torch.Tensor,
+        soft_target_temperature: float = 0.0,
+        code_vector_weight: float = 0.0,
+    ) -> None:
+        if loss_type not in CODE_LOSSES:
+            raise ValueError(f"--loss_type {loss_type} is unknown; choose one of {CODE_LOSSES}")
+        numbers = {"soft_target_temperature": soft_target_temperature, "code_vector_weight": code_vector_weight}
+        for name, value in numbers.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"--{name} must be a finite number of at least 0; got {value}")
+        self._loss_type, self._codebook, self._code_vector_weight = loss_type, codebook.detach(), code_vector_weight
+        self._soft_targets: torch.Tensor | None = None
+        if soft_target_temperature:
+            self._soft_targets = soft_code_targets(self._codebook, soft_target_temperature)
+
+    def __call__(
+        self, logits: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """Scalar loss; the arguments are those of `masked_code_loss`."""
+        loss = masked_code_loss(logits, codes, masked, timesteps, self._loss_type, self._soft_targets)
+        if self._code_vector_weight:
+            loss = loss + self._code_vector_weight * code_vector_loss(logits, codes, masked, self._codebook)
+        return loss

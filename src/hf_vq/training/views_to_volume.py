@@ -6,7 +6,7 @@ import torch
 from datasets import Array2D, Dataset
 
 from ..data import PairedDataset
-from ..models import CodeTransformer, load_tokenizer
+from ..models import CodeTransformer, VQTokenizer, load_tokenizer
 from ..pipelines import ViewsToVolumePipeline
 from ..processors import CTVolumeProcessor, XrayImageProcessor
 from ..processors.geometry import VIEW_AXES, VOLUME_AXES
@@ -42,6 +42,11 @@ class ViewsToVolumeTask:
             self._validation_data = PairedDataset(
                 args.validation_data, "validation", volume_processor=processor, views=self._names
             )
+
+    @property
+    def tokenizer(self) -> VQTokenizer:
+        """The tokenizer of the codes that are to be predicted."""
+        return self.pipeline.volume_tokenizer
 
     def conditions(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, Any]:
         """The transformer's further arguments for a batch to train on: its views, some of them hidden if the model asks
