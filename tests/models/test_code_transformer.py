@@ -246,6 +246,41 @@ def test_hidden_views_give_finite_gradients(context_attention):
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
+@pytest.mark.parametrize("code_order", [None, "reversed", "shuffled"])
+def test_a_causal_model_sees_the_views_and_the_codes_before_only(code_order):
+    codes, context = inputs(1)
+    codes = codes.flatten(1) % 11
+    orders = {"reversed": list(range(23, -1, -1)), "shuffled": torch.randperm(24).tolist()}
+    model = make(context_attention="prefix", causal=True, code_order=orders.get(code_order))
+    order = orders.get(code_order, list(range(24)))
+    logits = model(codes, context).sample
+    for rank in (0, 7, 23):
+        changed = codes.clone()
+        changed[0, order[rank]] = (codes[0, order[rank]] + 1) % 11
+        same = (model(changed, context).sample == logits).all(dim=-1)[0]
+        assert bool(same[order[: rank + 1]].all())
+        assert not bool(same[order[rank + 1 :]].any())
+    assert bool((model(codes, context + 1).sample != logits).any(dim=-1).all())
+
+
+def test_a_causal_model_with_hidden_views_equals_one_without():
+    codes, context = inputs(2)
+    model = make(context_attention="prefix", causal=True)
+    shown = torch.tensor([[True, False], [False, False]])
+    logits = model(codes, context, view_mask=shown).sample
+    torch.testing.assert_close(logits[:1], model(codes[:1], context[:1, :1]).sample)
+    torch.testing.assert_close(logits[1:], model(codes[1:]).sample)
+
+
+def test_causal_fields_are_checked():
+    with pytest.raises(ValueError, match="causal=True needs context_attention='prefix'"):
+        make(causal=True)
+    with pytest.raises(ValueError, match="not causal"):
+        make(code_order=list(range(24)))
+    with pytest.raises(ValueError, match="each place from 0 to 23"):
+        make(causal=True, context_attention="prefix", code_order=[0, 0, 1])
+
+
 def test_view_dropout_hides_views_at_its_rate_and_context_dropout_all_of_a_subject():
     shown = make(view_dropout=0.5).drop_views(4000, torch.Generator().manual_seed(0))
     assert bool(shown.any(dim=1).all())

@@ -57,7 +57,8 @@ class CodeTransformerBlock(nn.Module):
         Args:
             hidden_states: `(B, N, hidden)`.
             prefix: keys and values of further tokens, each `(B, heads, M, head_dim)`.
-            attended: `(B, M + N)` bool, which tokens, the prefix's first, are attended to; all by default.
+            attended: `(B or 1, 1, N or 1, M + N)` bool, which tokens, the prefix's first, each of the N tokens attends
+                to; all by default.
 
         Returns:
             The new hidden states, and the keys and values of these N tokens.
@@ -69,8 +70,7 @@ class CodeTransformerBlock(nn.Module):
         if prefix is not None:
             key, value = torch.cat((prefix[0], key), dim=2), torch.cat((prefix[1], value), dim=2)
         dropout = self.dropout if self.training else 0.0
-        mask = attended[:, None, None] if attended is not None else None
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attended, dropout_p=dropout)
         hidden_states = hidden_states + self.to_out(mixed.transpose(1, 2).flatten(2))
         return hidden_states + self.mlp(self.norm2(hidden_states)), own
 
@@ -111,6 +111,10 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             `"learned"`: the paper's free table, one vector per token.
         context_attention (`str`): `"full"`: all tokens attend to all (the paper); `"prefix"`: view tokens attend to
             view tokens only, so `encode_context` is computed once and serves every sampling step exactly.
+        causal (`bool`): predict each code from the codes before it only, one after another: the autoregressive
+            baseline. View tokens never see the codes then (`context_attention="prefix"`).
+        code_order (`list[int]`, *optional*): order in which a causal model takes the places of the flattened grid; row
+            by row by default.
         view_dropout (`float`): share of the views that `drop_views` hides in training, one by one, never all of a
             subject; a model trained so works with any of its views.
         context_dropout (`float`): share of the subjects all of whose views `drop_views` hides in training, which
@@ -141,6 +145,8 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         dropout: float = 0.0,
         position_embedding: str = "axial",
         context_attention: str = "full",
+        causal: bool = False,
+        code_order: Sequence[int] | None = None,
         view_dropout: float = 0.0,
         context_dropout: float = 0.0,
         num_classes: int | None = None,
@@ -157,6 +163,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         _check_width(hidden_size, num_heads)
         _check_classes(num_classes, label_dropout, id2label)
         _check_view_dropout(context_dim, view_dropout, context_dropout)
+        _check_order(causal, code_order, code_grid, context_dim, context_attention)
         _check_choice("position_embedding", position_embedding, POSITION_EMBEDDINGS)
         _check_choice("context_attention", context_attention, CONTEXT_ATTENTIONS)
         self.code_embedding = nn.Embedding(num_codes + 1, hidden_size)
@@ -303,7 +310,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         shown = self._shown_tokens(view_mask, hidden_states)
         if shown is not None:
             # A row of attention needs something to attend to. Where all views are missing nobody reads the result.
-            shown = shown | ~shown.any(dim=1, keepdim=True)
+            shown = (shown | ~shown.any(dim=1, keepdim=True))[:, None, None]
         for block in self.blocks:
             hidden_states, key_value = self._run(block, hidden_states, None, shown)
             key_values.append(key_value)
@@ -319,7 +326,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> CodeTransformerOutput | tuple[torch.Tensor]:
-        """Logits of every code.
+        """Logits of every code, a causal model's from the codes before it.
 
         Args:
             sample: `(B, N)` or `(B, *code_grid)` int64 in `[0, num_codes]`; `num_codes` is the mask.
@@ -348,6 +355,8 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             prefix = context_key_values[index] if context_key_values is not None else None
             hidden_states, _ = self._run(block, hidden_states, prefix, attended)
         logits = self.head(self.norm_out(hidden_states[:, -self._num_code_tokens :]))
+        if self.config.causal:
+            logits = logits[:, self._order(sample.device).argsort()]
         return CodeTransformerOutput(sample=logits) if return_dict else (logits,)
 
     @property
@@ -379,18 +388,25 @@ class CodeTransformer(ModelMixin, ConfigMixin):
     def _attended_tokens(
         self, view_mask: torch.Tensor | None, hidden_states: torch.Tensor, key_values: list[KeyValue] | None
     ) -> torch.Tensor | None:
-        """`(B, tokens)` bool: the shown view tokens and all codes, in the order in which a block attends to them."""
-        shown = self._shown_tokens(view_mask, hidden_states)
-        if shown is None:
+        """Which tokens each one attends to: the shown view tokens and all codes, or those up to itself."""
+        shown, num_codes = self._shown_tokens(view_mask, hidden_states), self._num_code_tokens
+        if shown is None and not self.config.causal:
             return None
         prefix_length = key_values[0][0].shape[2] if key_values is not None else 0
-        num_tokens, num_views = prefix_length + hidden_states.shape[1], shown.shape[1]
-        if num_tokens - num_views != self._num_code_tokens:
+        num_view_tokens = prefix_length + hidden_states.shape[1] - num_codes
+        if shown is None:
+            shown = torch.ones(1, num_view_tokens, dtype=torch.bool, device=hidden_states.device)
+        elif shown.shape[1] != num_view_tokens:
+            tokens = math.prod(self.config.context_grid)
             raise ValueError(
-                f"view_mask has {view_mask.shape[1]} views, the context "  # type: ignore[union-attr]
-                f"{(num_tokens - self._num_code_tokens) // math.prod(self.config.context_grid)}; give one for each"
+                f"view_mask has {shown.shape[1] // tokens} views, the context {num_view_tokens // tokens}; give one "
+                "entry for each"
             )
-        return F.pad(shown, (0, self._num_code_tokens), value=True)
+        attended = F.pad(shown, (0, num_codes), value=True)[:, None, None]
+        if not self.config.causal:
+            return attended
+        earlier = torch.ones(num_codes, num_codes, dtype=torch.bool, device=hidden_states.device).tril()
+        return attended & F.pad(earlier, (num_view_tokens, 0), value=True)
 
     def _embed_codes(self, sample: torch.Tensor) -> torch.Tensor:
         tokens = sample.flatten(1)
@@ -403,7 +419,17 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             positions = self.positions(self.config.volume_axes, self.config.code_grid)
         else:
             positions = self.position_table[-self._num_code_tokens :]
-        return self.code_embedding(tokens) + positions
+        if not self.config.causal:
+            return self.code_embedding(tokens) + positions
+        # Each token stands at the place that it predicts and holds the code before it; in front of all is the mask.
+        order = self._order(tokens.device)
+        preceding = F.pad(tokens[:, order[:-1]], (1, 0), value=self.mask_token_id)
+        return self.code_embedding(preceding) + positions[order]
+
+    def _order(self, device: torch.device) -> torch.Tensor:
+        """`(N,)` places of the flattened grid in the order in which a causal model takes them."""
+        order = self.config.code_order
+        return torch.arange(self._num_code_tokens, device=device) if order is None else torch.tensor(order).to(device)
 
     def _embed_labels(self, class_labels: torch.Tensor | None, sample: torch.Tensor) -> torch.Tensor | float:
         """`(B, 1, hidden)`, or nothing to add for a model without classes."""
@@ -510,6 +536,28 @@ def _check_config(
 def _check_width(hidden_size: int, num_heads: int) -> None:
     if num_heads < 1 or hidden_size % num_heads:
         raise ValueError(f"num_heads={num_heads} must be at least 1 and divide hidden_size={hidden_size}")
+
+
+def _check_order(
+    causal: bool,
+    code_order: Sequence[int] | None,
+    code_grid: Sequence[int],
+    context_dim: int | None,
+    context_attention: str,
+) -> None:
+    if causal and context_dim is not None and context_attention != "prefix":
+        raise ValueError(
+            f"causal=True needs context_attention='prefix'; with {context_attention!r} views would tell of later codes"
+        )
+    if code_order is None:
+        return
+    if not causal:
+        raise ValueError("code_order is given to a model that is not causal; leave it out or set causal=True")
+    if sorted(code_order) != list(range(math.prod(code_grid))):
+        raise ValueError(
+            f"code_order must list each place from 0 to {math.prod(code_grid) - 1} of code_grid={tuple(code_grid)} "
+            f"once; got {len(code_order)} entries"
+        )
 
 
 def _check_view_dropout(context_dim: int | None, view_dropout: float, context_dropout: float) -> None:
