@@ -22,7 +22,7 @@ from hf_vq.evaluation.sheets import save_sample_sheet
 from hf_vq.files import move_files_into
 from hf_vq.training.arguments import parse_arguments, run
 from hf_vq.training.code_generation import CodeGenerationTask
-from hf_vq.training.codes import CodeTransformerArguments
+from hf_vq.training.codes import CodeTransformerArguments, hide_codes
 from hf_vq.training.losses import CodeObjective, draw_mask_rates
 from hf_vq.training.run import TrainingRun, make_accelerator
 from hf_vq.training.views_to_volume import ViewsToVolumeTask
@@ -67,9 +67,9 @@ def main() -> None:
         generator = training.generator(index % args.gradient_accumulation_steps)
         true = batch["codes"].flatten(1)
         rates = draw_mask_rates(len(true), args.mask_rates, generator)
-        noisy = scheduler.add_noise(true, rates.to(true.device), generator)
-        masked = noisy == transformer.mask_token_id
-        if scheduler.config.sampling == "exact_count":
+        noisy, masked = hide_codes(transformer, scheduler, true, rates, generator)
+        # An exact number of masks may be another rate than was asked for, and a causal model has all to predict.
+        if transformer.config.causal or scheduler.masking_rule == "exact_count":
             rates = masked.double().mean(dim=1)
         with accelerator.accumulate(training.model):
             logits = training.model(noisy, **task.conditions(batch, generator)).sample

@@ -18,7 +18,7 @@ FIELDS = {
     "num_layers": 2,
     "num_heads": 2,
 }
-CASES = list(itertools.product(("axial", "learned"), ("full", "prefix")))
+CASES = list(itertools.product(("axial", "axial_rotary", "learned"), ("full", "prefix")))
 
 
 def make(position_embedding="axial", context_attention="full", **fields):

@@ -54,6 +54,51 @@ class AxialPositions(nn.Module):
         return table if same_direction else table.flip(0)
 
 
+class AxialRotation(nn.Module):
+    """Rotary positions (Su et al., 2021) on the axes that the volume's codes and the views share.
+
+    The channels of each head are divided among the axes; those of an axis are turned by angles that grow along it, so
+    that attention depends on the distance between two tokens along this axis. A token of a view lies nowhere along the
+    axis of its rays: its channels of that axis are not turned.
+
+    Args:
+        grid: sides of the code grid, in whose steps distances are measured.
+        axes: directions in which the grid's indices grow.
+        head_dim: channels of a head.
+    """
+
+    def __init__(self, grid: Sequence[int], axes: Sequence[str], head_dim: int) -> None:
+        super().__init__()
+        self.axes, self.grid = tuple(axes), tuple(grid)
+        self.num_frequencies = head_dim // 2 // len(grid)
+
+    def forward(self, axes: Sequence[str], sides: Sequence[int], device: torch.device) -> torch.Tensor:
+        """`(prod(sides), pairs)` angles, row-major, of a grid whose indices grow in the directions `axes`."""
+        directions = [axis_of(axis) for axis in axes]
+        angles = []
+        for own, extent in zip(self.axes, self.grid, strict=True):
+            exponents = torch.arange(self.num_frequencies, device=device) / max(1, self.num_frequencies - 1)
+            frequencies = float(extent) ** -exponents
+            if axis_of(own) not in directions:
+                angles.append(torch.zeros(math.prod(sides), self.num_frequencies, device=device))
+                continue
+            index = directions.index(axis_of(own))
+            steps = (torch.arange(sides[index], device=device) + 0.5) * (extent / sides[index])
+            along = steps if axes[index] == own else extent - steps
+            shape = [side if i == index else 1 for i, side in enumerate(sides)]
+            places = along.view(shape).expand(*sides).flatten()
+            angles.append(places[:, None] * frequencies)
+        return torch.cat(angles, dim=-1)
+
+
+def rotate(tensor: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Turns pairs of channels: the first `2 * pairs` channels of `(..., N, C)` by angles `(..., N, pairs)`."""
+    pairs = angles.shape[-1]
+    first, second, rest = tensor.split((pairs, pairs, tensor.shape[-1] - 2 * pairs), dim=-1)
+    cosine, sine = angles.cos().to(tensor), angles.sin().to(tensor)
+    return torch.cat((first * cosine - second * sine, first * sine + second * cosine, rest), dim=-1)
+
+
 def axis_of(direction: str) -> str:
     """Name of the axis along which a direction leads: one name for both of its directions."""
     return OPPOSITE_DIRECTIONS.get(direction, direction)

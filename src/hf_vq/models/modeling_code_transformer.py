@@ -12,10 +12,10 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from .axial_positions import DEFAULT_VOLUME_AXES, DIRECTIONS, IMAGE_AXES, AxialPositions, axis_of
+from .axial_positions import DEFAULT_VOLUME_AXES, DIRECTIONS, IMAGE_AXES, AxialPositions, AxialRotation, axis_of, rotate
 
 DEFAULT_VIEW_AXES = {"frontal": ("inferior", "left"), "lateral": ("inferior", "posterior")}
-POSITION_EMBEDDINGS = ("axial", "learned")
+POSITION_EMBEDDINGS = ("axial", "axial_rotary", "learned")
 CONTEXT_ATTENTIONS = ("full", "prefix")
 HEAD_INIT_STD = 0.05
 
@@ -50,7 +50,11 @@ class CodeTransformerBlock(nn.Module):
         )
 
     def forward(
-        self, hidden_states: torch.Tensor, prefix: KeyValue | None = None, attended: torch.Tensor | None = None
+        self,
+        hidden_states: torch.Tensor,
+        prefix: KeyValue | None = None,
+        attended: torch.Tensor | None = None,
+        angles: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, KeyValue]:
         """Attention to the tokens themselves and to `prefix`, then the MLP.
 
@@ -59,6 +63,7 @@ class CodeTransformerBlock(nn.Module):
             prefix: keys and values of further tokens, each `(B, heads, M, head_dim)`.
             attended: `(B or 1, 1, N or 1, M + N)` bool, which tokens, the prefix's first, each of the N tokens attends
                 to; all by default.
+            angles: `(B or 1, 1, N, pairs)` by which queries and keys are turned; not at all by default.
 
         Returns:
             The new hidden states, and the keys and values of these N tokens.
@@ -66,6 +71,8 @@ class CodeTransformerBlock(nn.Module):
         query, key, value = (
             self._split_heads(part) for part in self.to_qkv(self.norm1(hidden_states)).chunk(3, dim=-1)
         )
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
         own = (key, value)
         if prefix is not None:
             key, value = torch.cat((prefix[0], key), dim=2), torch.cat((prefix[1], value), dim=2)
@@ -108,9 +115,12 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         mlp_ratio (`float`): width of the blocks' hidden layer relative to `hidden_size`.
         dropout (`float`): dropout on embeddings, attention and MLP output, in training mode.
         position_embedding (`str`): `"axial"`: vectors of the axes that volume and views share, plus a vector per view;
-            `"learned"`: the paper's free table, one vector per token.
+            `"axial_rotary"`: the same, and queries and keys turned along these axes; `"learned"`: the paper's free
+            table, one vector per token.
         context_attention (`str`): `"full"`: all tokens attend to all (the paper); `"prefix"`: view tokens attend to
             view tokens only, so `encode_context` is computed once and serves every sampling step exactly.
+        keys_start_as_queries (`bool`): start training with each block's keys equal to its queries: tokens attend to
+            tokens like themselves.
         causal (`bool`): predict each code from the codes before it only, one after another: the autoregressive
             baseline. View tokens never see the codes then (`context_attention="prefix"`).
         code_order (`list[int]`, *optional*): order in which a causal model takes the places of the flattened grid; row
@@ -145,6 +155,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         dropout: float = 0.0,
         position_embedding: str = "axial",
         context_attention: str = "full",
+        keys_start_as_queries: bool = True,
         causal: bool = False,
         code_order: Sequence[int] | None = None,
         view_dropout: float = 0.0,
@@ -171,7 +182,9 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             self.context_projection = nn.Linear(context_dim, hidden_size)
         if num_classes is not None:
             self.class_embedding = nn.Embedding(num_classes + 1, hidden_size)
-        if position_embedding == "axial":
+        if position_embedding == "axial_rotary":
+            self.rotation = AxialRotation(code_grid, volume_axes, hidden_size // num_heads)
+        if position_embedding != "learned":
             self.positions = AxialPositions(code_grid, volume_axes, hidden_size)
             if context_dim is not None:
                 self.view_embedding = nn.Embedding(len(view_axes), hidden_size)
@@ -196,7 +209,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=1.0)
         for module in self.modules():
-            if isinstance(module, CodeTransformerBlock):
+            if isinstance(module, CodeTransformerBlock) and self.config.keys_start_as_queries:
                 module.start_with_keys_equal_to_queries()
         nn.init.normal_(self.head.weight, std=HEAD_INIT_STD)
 
@@ -311,8 +324,9 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         if shown is not None:
             # A row of attention needs something to attend to. Where all views are missing nobody reads the result.
             shown = (shown | ~shown.any(dim=1, keepdim=True))[:, None, None]
+        angles = self._context_angles(context, view_ids)
         for block in self.blocks:
-            hidden_states, key_value = self._run(block, hidden_states, None, shown)
+            hidden_states, key_value = self._run(block, hidden_states, None, shown, angles)
             key_values.append(key_value)
         return key_values
 
@@ -350,10 +364,14 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             context_key_values = self.encode_context(context, view_ids, view_mask)
         elif context is not None:
             hidden_states = torch.cat((self._embed_context(context, view_ids), hidden_states), dim=1)
+        angles = self._code_angles(sample.device)
+        if angles is not None and context is not None and self.config.context_attention == "full":
+            of_views = self._context_angles(context, view_ids)
+            angles = torch.cat((of_views, angles.expand(len(of_views), -1, -1, -1)), dim=2)
         attended = self._attended_tokens(view_mask, hidden_states, context_key_values)
         for index, block in enumerate(self.blocks):
             prefix = context_key_values[index] if context_key_values is not None else None
-            hidden_states, _ = self._run(block, hidden_states, prefix, attended)
+            hidden_states, _ = self._run(block, hidden_states, prefix, attended, angles)
         logits = self.head(self.norm_out(hidden_states[:, -self._num_code_tokens :]))
         if self.config.causal:
             logits = logits[:, self._order(sample.device).argsort()]
@@ -369,10 +387,27 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         hidden_states: torch.Tensor,
         prefix: KeyValue | None,
         attended: torch.Tensor | None,
+        angles: torch.Tensor | None,
     ) -> tuple[torch.Tensor, KeyValue]:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, hidden_states, prefix, attended)
-        return block(hidden_states, prefix, attended)
+            return self._gradient_checkpointing_func(block, hidden_states, prefix, attended, angles)
+        return block(hidden_states, prefix, attended, angles)
+
+    def _code_angles(self, device: torch.device) -> torch.Tensor | None:
+        """`(1, 1, N, pairs)`, in the order of the code tokens."""
+        if self.config.position_embedding != "axial_rotary":
+            return None
+        angles = self.rotation(self.config.volume_axes, self.config.code_grid, device)
+        return (angles[self._order(device)] if self.config.causal else angles)[None, None]
+
+    def _context_angles(self, context: torch.Tensor, view_ids: torch.Tensor | None) -> torch.Tensor | None:
+        """`(B or 1, 1, V * context_tokens, pairs)`."""
+        if self.config.position_embedding != "axial_rotary":
+            return None
+        axes = [self.config.view_axes[name] for name in self.view_names]
+        angles = torch.stack([self.rotation(one, self.config.context_grid, context.device) for one in axes])
+        ids = torch.arange(context.shape[1], device=context.device)[None] if view_ids is None else view_ids
+        return angles[ids].flatten(1, 2)[:, None]
 
     def _shown_tokens(self, view_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """`(B, V * context_tokens)` bool of a view mask, on the device of the tokens."""
@@ -415,7 +450,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
                 f"sample must hold {self._num_code_tokens} codes per volume or image "
                 f"(code_grid={tuple(self.config.code_grid)}); got shape {tuple(sample.shape)}"
             )
-        if self.config.position_embedding == "axial":
+        if self.config.position_embedding != "learned":
             positions = self.positions(self.config.volume_axes, self.config.code_grid)
         else:
             positions = self.position_table[-self._num_code_tokens :]

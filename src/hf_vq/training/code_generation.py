@@ -98,8 +98,8 @@ class CodeGenerationTask:
         num_codes, code_grid = tokenizer.config.quantizer_config.codebook_size, codes.features["codes"].shape
         fields = {"num_codes": num_codes, "code_grid": code_grid, "context_dim": None, **classes, **args.model}
         transformer = CodeTransformer(**fields)
-        with torch.no_grad():
-            transformer.initialize_from_codebooks(tokenizer.quantizer.effective_codebook.cpu())
+        if args.initialize_from_codebooks:
+            transformer.initialize_from_codebooks(tokenizer.quantizer.effective_codebook.detach().cpu())
         scheduler = AbsorbingScheduler(**{"mask_token_id": transformer.mask_token_id, **args.scheduler})
         pipeline = CodeGenerationPipeline(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
         pipeline.set_progress_bar_config(disable=True)

@@ -42,6 +42,12 @@ class CodeTransformerArguments(TrainingArguments):
     code_vector_weight: float = field(
         default=0.0, metadata={"help": "Weight of the distance between expected and true code vectors."}
     )
+    initialize_from_codebooks: bool = field(
+        default=True, metadata={"help": "Start from what the tokenizers' codebooks know about their codes."}
+    )
+    shuffle_view_order: bool = field(
+        default=False, metadata={"help": "Paired codes: let views change places at random, as the paper's code does."}
+    )
     num_validation_subjects: int = field(default=8, metadata={"help": "Subjects generated at a validation."})
     num_validation_images: int = field(default=512, metadata={"help": "Images whose codes a validation predicts."})
     num_inference_steps: int = field(default=16, metadata={"help": "Sampling steps at a validation."})
@@ -107,6 +113,31 @@ def check_codes(codes: CodeRows, tokenizers: Mapping[str, tuple[str, VQTokenizer
             )
 
 
+def hide_codes(
+    model: CodeTransformer,
+    scheduler: AbsorbingScheduler,
+    codes: torch.Tensor,
+    rates: torch.Tensor,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a model is shown of the true codes, and which of them it has to predict.
+
+    Args:
+        model: a causal one hides the later codes by itself, so it is shown all and predicts all.
+        scheduler: masks the codes for any other model.
+        codes: `(B, N)` int64 true codes.
+        rates: `(B,)` mask rates in (0, 1].
+        generator: source of randomness.
+
+    Returns:
+        `(B, N)` int64 codes, and `(B, N)` bool.
+    """
+    if model.config.causal:
+        return codes, torch.ones_like(codes, dtype=torch.bool)
+    shown = scheduler.add_noise(codes, rates.to(codes.device), generator)
+    return shown, shown == model.mask_token_id
+
+
 @torch.no_grad()
 def bits_per_code(
     model: CodeTransformer,
@@ -118,7 +149,8 @@ def bits_per_code(
 ) -> dict[str, float]:
     """Bits per masked code, averaged over a few mask rates, under several conditions and the same masks.
 
-    A row in which a rate happens to mask nothing does not count at this rate.
+    A row in which a rate happens to mask nothing does not count at this rate. Of a causal model it is the entropy of
+    the whole volume, which the others' figure is not: they cannot be compared.
 
     Args:
         model: in eval mode.
@@ -137,8 +169,7 @@ def bits_per_code(
         true = codes[rows].flatten(1)
         for rate in VALIDATION_RATES:
             rates = torch.full((len(true),), rate)
-            noisy = scheduler.add_noise(true, rates, generator)
-            masked = noisy == model.mask_token_id
+            noisy, masked = hide_codes(model, scheduler, true, rates, generator)
             num_rows += int(masked.any(dim=1).sum())
             for name, arguments_of in conditions.items():
                 logits = model(noisy, **arguments_of(rows)).sample

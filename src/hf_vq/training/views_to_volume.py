@@ -52,6 +52,9 @@ class ViewsToVolumeTask:
         """The transformer's further arguments for a batch to train on: its views, some of them hidden if the model asks
         for it."""
         context = self._context(batch)
+        if self._args.shuffle_view_order:
+            order = torch.rand(context.shape[:2], generator=generator).argsort(dim=1).to(context.device)
+            context = context.take_along_dim(order[:, :, None, None], dim=1)
         return {"context": context, "view_mask": self.pipeline.transformer.drop_views(len(context), generator)}
 
     def _context(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -110,9 +113,9 @@ class ViewsToVolumeTask:
         transformer = CodeTransformer(**_transformer_fields(args.model, codes, parts))
         sources = {name: ("view_tokenizer", parts["view_tokenizer"]) for name in transformer.view_names}
         check_codes(self.train_codes, {"codes": ("volume_tokenizer", parts["volume_tokenizer"]), **sources})
-        with torch.no_grad():
+        if args.initialize_from_codebooks:
             tokenizers = (parts["volume_tokenizer"], parts["view_tokenizer"])
-            codebooks = (tokenizer.quantizer.effective_codebook.cpu() for tokenizer in tokenizers)
+            codebooks = (tokenizer.quantizer.effective_codebook.detach().cpu() for tokenizer in tokenizers)
             transformer.initialize_from_codebooks(*codebooks)
         scheduler = AbsorbingScheduler(**{"mask_token_id": transformer.mask_token_id, **args.scheduler})
         pipeline = ViewsToVolumePipeline(transformer=transformer, scheduler=scheduler, **parts)
