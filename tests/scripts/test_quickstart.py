@@ -76,8 +76,9 @@ def test_a_failure_is_one_line_and_later_results_do_not_count_as_complete(quicks
     assert ran(tmp_path) == "one two three one two three"
 
 
-def test_every_stage_is_a_script_that_knows_its_flags(quickstart, tmp_path, monkeypatch, capsys):
-    stages = quickstart.stages(tmp_path, "scan.nii.gz", "no")
+@pytest.mark.parametrize("family", ["quickstart", "cohort-32"])
+def test_every_stage_is_a_script_that_knows_its_flags(quickstart, family, tmp_path, monkeypatch, capsys):
+    stages = quickstart.stages(tmp_path, "scan.nii.gz", family, "no")
     assert len({stage.done for stage in stages}) == len(stages) == 8
     for script, _, flags in stages:
         monkeypatch.setattr(sys, "argv", [str(script), *flags, "--help"])
@@ -91,13 +92,17 @@ def test_every_stage_is_a_script_that_knows_its_flags(quickstart, tmp_path, monk
 
 def test_stages_that_may_find_an_old_folder_replace_it(quickstart, tmp_path):
     """All but the cohort, which is never made anew, and the evaluation, which replaces its own files."""
-    scripts = {stage.script.name for stage in quickstart.stages(tmp_path, None, "no") if "--overwrite" in stage.flags}
+    scripts = {
+        stage.script.name
+        for stage in quickstart.stages(tmp_path, None, "cohort-32", "no")
+        if "--overwrite" in stage.flags
+    }
     assert scripts == {"train_tokenizer.py", "encode_codes.py", "train_code_transformer.py", "generate.py"}
 
 
 def test_each_stage_reads_what_an_earlier_one_writes(quickstart, tmp_path):
     written = set()
-    for script, done, flags in quickstart.stages(tmp_path, None, "no"):
+    for script, done, flags in quickstart.stages(tmp_path, None, "cohort-32", "no"):
         output = Path(flags[flags.index("--output_dir") + 1])
         inputs = {Path(flag) for flag in flags if flag.startswith(str(tmp_path))} - {output}
         assert inputs <= written, script

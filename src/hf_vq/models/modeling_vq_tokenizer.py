@@ -1,7 +1,7 @@
 """VQ tokenizer for images and volumes: a residual convolutional autoencoder around a vector quantizer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from ..quantizers.codebook import Codebook
 from .configuration_vq_tokenizer import VQTokenizerConfig
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+CHARBONNIER_EPSILON = 1e-3
 
 
 @dataclass
@@ -50,7 +51,7 @@ class VQTokenizerOutput(ModelOutput):
 
     Args:
         loss: scalar, `reconstruction_loss + quantizer_loss`.
-        reconstruction_loss: scalar mean over all elements, L1 or L2 as configured.
+        reconstruction_loss: scalar mean over all elements: L1, L2 or Charbonnier as configured.
         quantizer_loss: scalar, weighted sum of commitment and codebook loss.
         commitment_loss: scalar, unweighted.
         codebook_loss: scalar, unweighted.
@@ -77,9 +78,9 @@ class VQTokenizerResidualBlock(GradientCheckpointingLayer):
     def __init__(self, config: VQTokenizerConfig, in_channels: int, out_channels: int) -> None:
         super().__init__()
         convolution = CONVOLUTIONS[config.spatial_dims]
-        self.norm1 = nn.GroupNorm(config.num_norm_groups, in_channels, eps=1e-6)
+        self.norm1 = _group_norm(config, in_channels)
         self.conv1 = convolution(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(config.num_norm_groups, out_channels, eps=1e-6)
+        self.norm2 = _group_norm(config, out_channels)
         self.conv2 = convolution(out_channels, out_channels, 3, padding=1)
         self.skip = convolution(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
@@ -89,12 +90,48 @@ class VQTokenizerResidualBlock(GradientCheckpointingLayer):
         return residual + self.conv2(F.silu(self.norm2(hidden_states)))
 
 
+class VQTokenizerChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each position of `(B, C, *spatial)`, with a gain and no shift."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        channels_last = hidden_states.movedim(1, -1)
+        return F.layer_norm(channels_last, self.weight.shape, self.weight, eps=1e-5).movedim(-1, 1)
+
+
+class VQTokenizerDepthwiseBlock(GradientCheckpointingLayer):
+    """Pre-activation residual block whose 3-kernel convolution sees each channel alone; a 1-kernel one mixes them."""
+
+    def __init__(self, config: VQTokenizerConfig, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        convolution = CONVOLUTIONS[config.spatial_dims]
+        self.norm1 = VQTokenizerChannelNorm(in_channels)
+        self.conv1 = convolution(in_channels, out_channels, 1)
+        self.norm2 = VQTokenizerChannelNorm(out_channels)
+        self.conv2 = convolution(out_channels, out_channels, 3, padding=1, groups=out_channels)
+        self.skip = convolution(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        residual = self.skip(hidden_states)
+        hidden_states = self.conv1(F.gelu(self.norm1(hidden_states)))
+        return residual + self.conv2(F.gelu(self.norm2(hidden_states)))
+
+
+ENCODER_BLOCKS: dict[str, type[nn.Module]] = {
+    "residual": VQTokenizerResidualBlock,
+    "depthwise": VQTokenizerDepthwiseBlock,
+}
+
+
 class VQTokenizerAttentionBlock(GradientCheckpointingLayer):
     """Single-head self-attention over all positions, with a residual connection."""
 
     def __init__(self, config: VQTokenizerConfig, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(config.num_norm_groups, channels, eps=1e-6)
+        self.norm = _group_norm(config, channels)
         self.to_qkv = nn.Linear(channels, 3 * channels)
         self.to_out = nn.Linear(channels, channels)
 
@@ -116,6 +153,18 @@ class VQTokenizerDownsample(nn.Module):
         return self.conv(hidden_states)
 
 
+class VQTokenizerPaddedDownsample(nn.Module):
+    """Convolution of kernel 3 and stride 2 at one width, with one zero at the end of each axis and none in front."""
+
+    def __init__(self, config: VQTokenizerConfig, channels: int) -> None:
+        super().__init__()
+        self.padding = (0, 1) * config.spatial_dims
+        self.conv = CONVOLUTIONS[config.spatial_dims](channels, channels, 3, stride=2)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.pad(hidden_states, self.padding))
+
+
 class VQTokenizerUpsample(nn.Module):
     """Depth-to-space: a 3-kernel convolution at the coarse resolution predicts all fine elements of its cell."""
 
@@ -131,6 +180,17 @@ class VQTokenizerUpsample(nn.Module):
         return depth_to_space(self.conv(hidden_states), self.stride, self.spatial_dims)
 
 
+class VQTokenizerNearestUpsample(nn.Module):
+    """Every element twice along each axis, then a 3-kernel convolution at one width."""
+
+    def __init__(self, config: VQTokenizerConfig, channels: int) -> None:
+        super().__init__()
+        self.conv = CONVOLUTIONS[config.spatial_dims](channels, channels, 3, padding=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.interpolate(hidden_states, scale_factor=2, mode="nearest"))
+
+
 def depth_to_space(tensor: torch.Tensor, stride: int, spatial_dims: int) -> torch.Tensor:
     """`(B, C * stride^n, *s)` -> `(B, C, *(stride * s))`: the n-dimensional pixel shuffle."""
     if stride == 1:
@@ -141,24 +201,56 @@ def depth_to_space(tensor: torch.Tensor, stride: int, spatial_dims: int) -> torc
     return tensor.permute(0, 1, *interleaved).reshape(batch, -1, *[side * stride for side in sides])
 
 
-def _level(config: VQTokenizerConfig, level: int, in_channels: int) -> list[nn.Module]:
+def _group_norm(config: VQTokenizerConfig, channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(config.norm_groups(channels), channels, eps=1e-6)
+
+
+def _output_activation(config: VQTokenizerConfig) -> nn.Module:
+    return nn.Identity() if config.output_activation is None else nn.SiLU()
+
+
+def _downsample(config: VQTokenizerConfig, level: int, channels: int) -> tuple[nn.Module, int]:
+    """What leads from `channels` at the level before down to this level, and the width behind it."""
+    if config.resampling == "nearest":
+        return VQTokenizerPaddedDownsample(config, channels), channels
+    width = config.level_channels[level]
+    return VQTokenizerDownsample(config, channels, width, config.strides[level]), width
+
+
+def _upsample(config: VQTokenizerConfig, level: int, channels: int) -> tuple[nn.Module, int]:
+    """What leads from `channels` at this level up to the level before, and the width behind it."""
+    if config.resampling == "nearest":
+        return VQTokenizerNearestUpsample(config, channels), channels
+    width = config.level_channels[level - 1]
+    return VQTokenizerUpsample(config, channels, width, config.strides[level]), width
+
+
+def charbonnier_loss(sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Scalar mean of `sqrt(d^2 + epsilon^2)`, d the difference of two tensors of one shape, epsilon 0.001."""
+    return ((sample - target).square() + CHARBONNIER_EPSILON**2).sqrt().mean()
+
+
+DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "l1": F.l1_loss,
+    "l2": F.mse_loss,
+    "charbonnier": charbonnier_loss,
+}
+
+
+def _level(config: VQTokenizerConfig, level: int, in_channels: int, block_type: type[nn.Module]) -> list[nn.Module]:
     width = config.level_channels[level]
     modules: list[nn.Module] = []
     for block in range(config.num_res_blocks):
-        modules.append(VQTokenizerResidualBlock(config, in_channels if block == 0 else width, width))
+        modules.append(block_type(config, in_channels if block == 0 else width, width))
         if level in config.attention_levels:
             modules.append(VQTokenizerAttentionBlock(config, width))
     return modules
 
 
-def _middle(config: VQTokenizerConfig) -> list[nn.Module]:
+def _middle(config: VQTokenizerConfig, block_type: type[nn.Module]) -> list[nn.Module]:
     width = config.level_channels[-1]
     attention = [VQTokenizerAttentionBlock(config, width)] if config.mid_attention else []
-    return [
-        VQTokenizerResidualBlock(config, width, width),
-        *attention,
-        VQTokenizerResidualBlock(config, width, width),
-    ]
+    return [block_type(config, width, width), *attention, block_type(config, width, width)]
 
 
 class VQTokenizerEncoder(nn.Module):
@@ -167,23 +259,27 @@ class VQTokenizerEncoder(nn.Module):
     def __init__(self, config: VQTokenizerConfig) -> None:
         super().__init__()
         convolution = CONVOLUTIONS[config.spatial_dims]
-        widths = config.level_channels
+        block_type, channels = ENCODER_BLOCKS[config.encoder_block_type], config.stem_channels
         if config.stem_stride > 1:
-            blocks: list[nn.Module] = [VQTokenizerDownsample(config, config.in_channels, widths[0], config.stem_stride)]
+            blocks: list[nn.Module] = [VQTokenizerDownsample(config, config.in_channels, channels, config.stem_stride)]
         else:
-            blocks = [convolution(config.in_channels, widths[0], 3, padding=1)]
-        for level, width in enumerate(widths):
+            blocks = [convolution(config.in_channels, channels, 3, padding=1)]
+        for level, width in enumerate(config.level_channels):
             if level > 0:
-                blocks.append(VQTokenizerDownsample(config, widths[level - 1], width, config.strides[level]))
-            blocks.extend(_level(config, level, width))
-        self.blocks = nn.ModuleList([*blocks, *_middle(config)])
-        self.norm_out = nn.GroupNorm(config.num_norm_groups, widths[-1], eps=1e-6)
-        self.conv_out = convolution(widths[-1], config.quantizer_config.codebook_dim, 1)
+                downsample, channels = _downsample(config, level, channels)
+                blocks.append(downsample)
+            blocks.extend(_level(config, level, channels, block_type))
+            channels = width
+        self.blocks = nn.ModuleList([*blocks, *_middle(config, block_type)])
+        self.norm_out = _group_norm(config, channels)
+        self.act_out = _output_activation(config)
+        kernel, latent_channels = config.latent_kernel_size, config.quantizer_config.codebook_dim
+        self.conv_out = convolution(channels, latent_channels, kernel, padding=kernel // 2)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
             hidden_states = block(hidden_states)
-        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+        return self.conv_out(self.act_out(self.norm_out(hidden_states)))
 
 
 class VQTokenizerDecoder(nn.Module):
@@ -192,20 +288,24 @@ class VQTokenizerDecoder(nn.Module):
     def __init__(self, config: VQTokenizerConfig) -> None:
         super().__init__()
         convolution = CONVOLUTIONS[config.spatial_dims]
-        widths = config.level_channels
-        blocks = [convolution(config.quantizer_config.codebook_dim, widths[-1], 3, padding=1), *_middle(config)]
-        for level in reversed(range(len(widths))):
-            blocks.extend(_level(config, level, widths[level]))
+        channels = config.level_channels[-1]
+        stem = convolution(config.quantizer_config.codebook_dim, channels, 3, padding=1)
+        blocks = [stem, *_middle(config, VQTokenizerResidualBlock)]
+        for level, width in reversed(list(enumerate(config.level_channels))):
+            blocks.extend(_level(config, level, channels, VQTokenizerResidualBlock))
+            channels = width
             if level > 0:
-                blocks.append(VQTokenizerUpsample(config, widths[level], widths[level - 1], config.strides[level]))
+                upsample, channels = _upsample(config, level, channels)
+                blocks.append(upsample)
         self.blocks = nn.ModuleList(blocks)
-        self.norm_out = nn.GroupNorm(config.num_norm_groups, widths[0], eps=1e-6)
-        self.conv_out = VQTokenizerUpsample(config, widths[0], config.in_channels, config.stem_stride)
+        self.norm_out = _group_norm(config, channels)
+        self.act_out = _output_activation(config)
+        self.conv_out = VQTokenizerUpsample(config, channels, config.in_channels, config.stem_stride)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
             hidden_states = block(hidden_states)
-        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+        return self.conv_out(self.act_out(self.norm_out(hidden_states)))
 
 
 class VQTokenizer(PreTrainedModel):
@@ -219,7 +319,8 @@ class VQTokenizer(PreTrainedModel):
     base_model_prefix = "vq_tokenizer"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["VQTokenizerResidualBlock", "VQTokenizerAttentionBlock"]  # noqa: RUF012  (read by the base class as it stands)
+    # The base class reads this attribute as it stands.
+    _no_split_modules = ["VQTokenizerResidualBlock", "VQTokenizerDepthwiseBlock", "VQTokenizerAttentionBlock"]  # noqa: RUF012
 
     def __init__(self, config: VQTokenizerConfig) -> None:
         super().__init__(config)
@@ -237,6 +338,8 @@ class VQTokenizer(PreTrainedModel):
         elif isinstance(module, nn.GroupNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, VQTokenizerChannelNorm):
+            init.ones_(module.weight)
         elif isinstance(module, Codebook):
             module.reset_parameters()
 
@@ -328,8 +431,8 @@ class VQTokenizer(PreTrainedModel):
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def reconstruction_loss(self, sample: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Scalar mean over all elements of two tensors of one shape, L1 or L2 as configured."""
-        distance = F.l1_loss if self.config.reconstruction_loss == "l1" else F.mse_loss
+        """Scalar mean over all elements of two tensors of one shape: L1, L2 or Charbonnier as configured."""
+        distance = DISTANCES[self.config.reconstruction_loss]
         return distance(sample.float(), pixel_values.float())
 
     def forward(
