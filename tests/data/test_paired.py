@@ -8,11 +8,14 @@ import torch
 from datasets import Dataset, DatasetDict, Features, Nifti, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+from pydicom.dataset import Dataset as Dicom
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 from torch.utils.data import DataLoader
 
 from hf_vq import CTVolumeProcessor, XrayImageProcessor
-from hf_vq.data import PairedDataset
-from hf_vq.data.paired_sources import DatasetSource, unique_subjects
+from hf_vq.data import BeamGeometry, PairedDataset
+from hf_vq.data.paired_sources import DatasetSource, looks_like_path, unique_subjects
 
 AFFINE = np.diag([4.0, 3.0, 2.0, 1.0])
 SUBJECTS = ["anna", "bert", "carl"]
@@ -148,6 +151,48 @@ def test_a_data_loader_batches_it(folder):
     assert batch["view_pixel_values"].shape == (3, 2, 1, 5, 6)
 
 
+def write_radiograph(path, stored: np.ndarray) -> None:
+    """A DICOM radiograph of 16 bits in which low values are bright."""
+    dataset = Dicom()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = DigitalXRayImageStorageForPresentation, generate_uid()
+    dataset.Modality, dataset.PhotometricInterpretation = "DX", "MONOCHROME1"
+    dataset.Rows, dataset.Columns = stored.shape
+    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit = 15
+    dataset.PixelData = stored.tobytes()
+    dataset["PixelData"].VR = "OW"
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def test_views_may_be_dicom_radiographs(folder, rows):
+    for index, row in enumerate(rows):
+        row["lateral"] = f"views/{row['subject']}.dcm"
+        write_radiograph(folder / "test" / row["lateral"], 65535 - image_of(index, 1))
+    write_metadata(folder / "test", rows)
+    dataset = PairedDataset(folder, "test", view_processor=XrayImageProcessor(output_range=[0, 1]))
+    assert dataset.view_names == ["frontal", "lateral"]
+    for index in range(3):
+        views = np.stack([image_of(index, 0), image_of(index, 1)])[:, None].astype(np.float32) / 65535
+        torch.testing.assert_close(dataset[index]["view_pixel_values"], torch.from_numpy(views))
+    image = dataset.view_image(1, "lateral")
+    assert image.size == (6, 5)
+    with pytest.warns(UserWarning, match="real radiograph"):
+        XrayImageProcessor(views_rendered=True)(image)
+    rows[1]["lateral"] = "../secret.dcm"
+    write_metadata(folder / "test", rows)
+    with pytest.raises(ValueError, match=r"found '../secret.dcm' in column lateral, expected a path inside the folder"):
+        PairedDataset(folder, "test")
+
+
+def test_a_data_set_says_how_its_views_were_rendered(folder):
+    assert PairedDataset(folder, "test").beam is None
+    (folder / "cohort.json").write_text("{}")
+    assert PairedDataset(folder, "test").beam == BeamGeometry()
+
+
 def test_indices_count_from_either_end_and_stop(folder):
     dataset = PairedDataset(folder, "test")
     assert dataset[-1]["subject"] == "carl"
@@ -230,6 +275,21 @@ def test_neither_folder_nor_data_set_is_named(tmp_path):
         ValueError, match="no-such-data: found neither a folder nor split 'test' of a data set on the Hub"
     ):
         PairedDataset("no-such-data", "test")
+
+
+@pytest.mark.parametrize("source", ["no/such/cohort", "./cohort", "/cohort", "~/cohort", "there/cohort", "cohort/"])
+def test_a_wrong_path_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match=f"^{source}: found no such folder.* not looked for on the Hub"):
+        PairedDataset(source, "test")
+    with pytest.raises(ValueError, match="not looked for on the Hub"):
+        PairedDataset(tmp_path / "cohort", "test")
+
+
+def test_an_id_on_the_hub_is_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [looks_like_path(name) for name in ("cohort", "owner/cohort")] == [False, False]
 
 
 def test_a_view_processor_needs_views(folder, rows):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from hf_vq.data.radiographs import render_views
 from hf_vq.evaluation.metrics import (
     mae_hu,
     mse,
@@ -18,6 +17,7 @@ from hf_vq.evaluation.metrics import (
     ssim_slices,
     volume_scores,
 )
+from hf_vq.processors.radiographs import render_views
 
 WINDOW = (-1000.0, 1000.0)
 

@@ -4,16 +4,21 @@ import pytest
 import torch
 
 from hf_vq.processors.geometry import (
+    VIEW_ANGLES,
     VIEW_AXES,
     VOLUME_AXES,
+    RadiographView,
     canonical_grid,
     check_affine,
     field_of_view,
+    find_view,
     from_canonical,
     grid_affine,
+    is_view,
     to_array_axes,
     to_canonical,
     to_tensor_axes,
+    view_axes,
     view_layout,
     voxel_spacing,
 )
@@ -88,11 +93,74 @@ def test_views_look_along_the_axis_they_leave_out():
     assert VIEW_AXES == {"frontal": ("inferior", "left"), "lateral": ("inferior", "posterior")}
     assert view_layout("frontal") == (1, (0, 2), [0, 2])
     assert view_layout("lateral") == (2, (0, 1), [0, 1])
+    assert view_layout("azimuth_180") == (1, (0, 2), [0])
+    assert view_layout("azimuth_0_elevation_90") == (0, (1, 2), [2])
 
 
-def test_an_unknown_view_is_named():
-    with pytest.raises(ValueError, match=r"found view 'oblique', expected one of \['frontal', 'lateral'\]"):
-        view_layout("oblique")
+def test_the_angles_of_the_named_views_give_their_axes():
+    assert set(VIEW_ANGLES) == set(VIEW_AXES)
+    for name, axes in VIEW_AXES.items():
+        assert find_view(name).axes == axes == view_axes(name)
+        assert find_view(name).is_axis_aligned
+
+
+@pytest.mark.parametrize(
+    ("name", "angles"),
+    [
+        ("azimuth_30", (30.0, 0.0)),
+        ("azimuth_-22.5", (-22.5, 0.0)),
+        ("azimuth_30_elevation_-10.5", (30.0, -10.5)),
+    ],
+)
+def test_a_name_says_its_angles_and_angles_their_name(name, angles):
+    assert find_view(name) == RadiographView(*angles)
+    assert RadiographView(*angles).name == name
+    assert is_view(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        ("azimuth_44", ("inferior", "left")),
+        ("azimuth_45", ("inferior", "left")),
+        ("azimuth_46", ("inferior", "posterior")),
+        ("azimuth_-46", ("inferior", "anterior")),
+        ("azimuth_170", ("inferior", "right")),
+        ("azimuth_270", ("inferior", "anterior")),
+        ("azimuth_30_elevation_44", ("inferior", "left")),
+        ("azimuth_30_elevation_60", ("anterior", "left")),
+        ("azimuth_45_elevation_-60", ("posterior", "left")),
+        ("azimuth_90_elevation_60", ("left", "posterior")),
+    ],
+)
+def test_oblique_views_have_the_nearest_directions_of_two_axes(name, axes):
+    assert view_axes(name) == axes
+
+
+@pytest.mark.parametrize("azimuth", [0.0, 37.0, 90.0, 200.0])
+@pytest.mark.parametrize("elevation", [-90.0, 0.0, 25.0])
+def test_every_view_is_the_same_image_turned_and_never_mirrored(azimuth, elevation):
+    directions = RadiographView(azimuth, elevation).directions()[:, ::-1]  # right, anterior, superior: right-handed
+    np.testing.assert_allclose(directions @ directions.T, np.eye(3), rtol=0, atol=1e-12)
+    assert np.linalg.det(directions) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["oblique", "azimuth_", "azimuth_30_", "azimuth_1e2", "Azimuth_30", "elevation_10"])
+def test_an_unknown_view_is_named(name):
+    message = rf"found view '{name}', expected one of \['frontal', 'lateral'\], or azimuth_<degrees>"
+    for function in (find_view, view_axes, view_layout):
+        with pytest.raises(ValueError, match=message):
+            function(name)
+    assert not is_view(name)
+
+
+def test_an_impossible_angle_and_an_oblique_layout_are_named():
+    with pytest.raises(ValueError, match=r"found azimuth 0\.0 and elevation 91.0, expected finite degrees"):
+        find_view("azimuth_0_elevation_91")
+    with pytest.raises(
+        ValueError, match="found the oblique view 'azimuth_30', expected angles that are multiples of 90"
+    ):
+        view_layout("azimuth_30")
 
 
 def with_entry(row: int, column: int, value: float) -> np.ndarray:

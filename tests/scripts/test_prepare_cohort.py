@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hf_vq import CTVolumeProcessor, XrayImageProcessor
-from hf_vq.data import PairedDataset
+from hf_vq.data import BeamGeometry, PairedDataset
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_cohort.py"
 SETTINGS = ["--size", "8", "--image_size", "12", "--field_of_view", "64"]
@@ -73,6 +73,20 @@ def test_cohort_json_says_how_it_was_made(cohort, script, scan_path):
     assert description["settings"]["field_of_view"] == 64.0
 
 
+def test_views_and_beam_are_chosen(script, scan_path, cohort, tmp_path):
+    views = ["azimuth_45", "lateral", "azimuth_20_elevation_-10"]
+    flags = ["--views", *views, "--beam", "cone", "--source_detector_distance", "900", "--detector_size", "80", "90"]
+    run(script, scan_path, tmp_path / "cone", extra=flags)
+    dataset = PairedDataset(tmp_path / "cone", "train", view_processor=XrayImageProcessor())
+    assert dataset.view_names == sorted(views)
+    assert dataset.beam == BeamGeometry(900.0, 1600.0, (80.0, 90.0))
+    assert PairedDataset(cohort, "train").beam == BeamGeometry()
+    parallel, cone = contents(cohort), contents(tmp_path / "cone")
+    for name in ("train/train_0000.nii.gz", "test/test_0000.nii.gz"):
+        assert cone[name] == parallel[name]
+    assert cone["train/train_0000_lateral.png"] != parallel["train/train_0000_lateral.png"]
+
+
 def test_the_same_seed_gives_the_same_files_and_more_subjects_keep_the_first_ones(script, scan_path, cohort, tmp_path):
     run(script, scan_path, tmp_path / "larger", train=4)
     first, larger = contents(cohort), contents(tmp_path / "larger")
@@ -115,6 +129,9 @@ def test_a_failure_leaves_nothing_behind(script, tmp_path):
     [
         (["--num_test", "0"], "--num_test: found 0, expected at least 1; a split cannot be empty"),
         (["--scan", "none.nii.gz"], "--scan: found no file none.nii.gz, expected a NIfTI scan; check the path"),
+        (["--views", "frontal", "top"], "found view 'top', expected one of"),
+        (["--source_detector_distance", "900"], "--source_detector_distance: found 900 with parallel rays, expected"),
+        (["--beam", "cone", "--source_isocentre_distance", "-1"], "source_isocentre_distance: found -1.0, expected mm"),
         (["--size", "0"], "size: found 0, expected more than 0"),
     ],
 )

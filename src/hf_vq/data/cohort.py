@@ -14,20 +14,21 @@ from torch.nn import functional
 
 from ..processors.geometry import (
     field_of_view,
+    find_view,
     grid_affine,
     import_nibabel,
     to_canonical,
     to_tensor_axes,
 )
+from ..processors.radiographs import BeamGeometry, render_views
 from ..processors.resampling import resample
 from ..processors.scans import read_scan
-from .radiographs import render_views
+from .body import body_mask
 
 SPLITS = ("train", "validation", "test")
 """Names of the splits, in the order of their random streams."""
 
 AIR_HU = -1000.0
-BODY_THRESHOLD_HU = -300.0
 LUNG_RANGE_HU = (-960.0, -600.0)
 
 
@@ -52,6 +53,8 @@ class CohortConfig:
         bone_jitter: relative change of the contrast of bone and contrast medium.
         max_nodules: most nodules in the lungs; their number is uniform from 0.
         nodule_radius: smallest and largest radius of a nodule, mm.
+        views: names of the views, as `hf_vq.processors.geometry.find_view` knows them.
+        beam: rays with which the views are rendered.
     """
 
     size: int = 32
@@ -70,6 +73,8 @@ class CohortConfig:
     bone_jitter: float = 0.1
     max_nodules: int = 3
     nodule_radius: tuple[float, float] = (6.0, 16.0)
+    views: tuple[str, ...] = ("frontal", "lateral")
+    beam: BeamGeometry = field(default_factory=BeamGeometry)
 
     def __post_init__(self) -> None:
         for name in ("size", "image_size", "oversampling", "field_of_view", "deformation_spacing"):
@@ -77,6 +82,10 @@ class CohortConfig:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected more than 0; choose a positive value")
         if self.seed < 0:
             raise ValueError(f"seed: found {self.seed}, expected 0 or more; choose a non-negative seed")
+        if not self.views or len(set(self.views)) != len(self.views):
+            raise ValueError(f"views: found {list(self.views)}, expected at least one and each once; correct them")
+        for view in self.views:
+            find_view(view)
 
     @property
     def working_size(self) -> int:
@@ -112,36 +121,6 @@ class Subject:
     name: str
     volume_hu: np.ndarray
     views: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def body_mask(volume_hu: np.ndarray) -> np.ndarray:
-    """Finds the largest connected object denser than -300 HU, cavities included, so that the table falls away.
-
-    Args:
-        volume_hu: (D, H, W) HU.
-
-    Returns:
-        (D, H, W) bool.
-
-    Raises:
-        ValueError: nothing in the scan is denser than -300 HU.
-    """
-    try:
-        from scipy import ndimage
-        from skimage import measure, morphology
-    except ImportError as error:
-        raise ImportError("finding the body needs scikit-image: pip install hf-vq[medical]") from error
-    dense = morphology.opening(volume_hu > BODY_THRESHOLD_HU, morphology.ball(1))
-    labels = measure.label(dense, connectivity=1)
-    sizes = np.bincount(labels.ravel())[1:]
-    if not len(sizes):
-        raise ValueError(
-            f"found no voxel above {BODY_THRESHOLD_HU:g} HU (largest {volume_hu.max():g}), expected a body; "
-            "check that the scan is in Hounsfield units"
-        )
-    body = labels == 1 + int(sizes.argmax())
-    body = np.stack([ndimage.binary_fill_holes(axial) for axial in body])
-    return np.asarray(morphology.dilation(body, morphology.ball(1)))
 
 
 def load_scan(path: str | Path, config: CohortConfig) -> PreparedScan:
@@ -284,7 +263,7 @@ def make_subject(scan: PreparedScan, split: str, index: int, config: CohortConfi
         config: cohort settings.
 
     Returns:
-        The subject with its volume and a frontal and a lateral view.
+        The subject with its volume and its views.
     """
     random = np.random.default_rng([config.seed, SPLITS.index(split), index])
     points = random_grid(random, config)
@@ -292,12 +271,11 @@ def make_subject(scan: PreparedScan, split: str, index: int, config: CohortConfi
     volume = add_nodules(volume, _sample(scan.lungs, scan.extent, points), random, config)
     step = config.field_of_view / config.working_size
     image_size = (config.image_size, config.image_size)
-    views = ("frontal", "lateral")
-    images = render_views(volume, (step, step, step), views, image_size)[0, :, 0]
+    images = render_views(volume, (step, step, step), config.views, image_size, beam=config.beam)[0, :, 0]
     pixels = (images * 65535).round().numpy().astype(np.uint16)
     reduced = functional.avg_pool3d(volume, config.oversampling)[0, 0]
     voxels = reduced.round().clamp(-1024, 3071).numpy().astype(np.int16)
-    return Subject(f"{split}_{index:04d}", voxels, dict(zip(views, pixels, strict=True)))
+    return Subject(f"{split}_{index:04d}", voxels, dict(zip(config.views, pixels, strict=True)))
 
 
 def write_subject(subject: Subject, folder: Path, config: CohortConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from ..processors import CTVolumeProcessor, XrayImageProcessor
 from ..processors.scans import open_nifti
 from .paired_sources import open_source
+from .rendered_views import rendered_beam
 
 
 class PairedDataset(Dataset[dict[str, Any]]):
@@ -32,6 +33,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
     Attributes:
         subjects: name of each subject.
         view_names: name of each view.
+        beam: rays with which the views were rendered from the volumes; None where nothing says that they were.
 
     Raises:
         ValueError: the source is missing or malformed, or a view processor is given while there are no views.
@@ -50,6 +52,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
         self._name = f"{source} ({split})"
         self.subjects = self._source.subjects
         self.view_names = self._source.view_names
+        self.beam = rendered_beam(source)
         if view_processor is not None and not self.view_names:
             raise ValueError(f"{self._name}: found no view columns, expected at least one such as 'frontal'; add one")
         self._volume_processor = volume_processor

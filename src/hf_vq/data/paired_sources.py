@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ..processors.dicom_radiographs import DICOM_SUFFIXES
 from ..processors.fields import one_line
+from ..processors.image_processing_xray import open_image
 from ..processors.scans import read_errors
 from .splits import MissingSplitError
 
 METADATA_FILE = "metadata.csv"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", *DICOM_SUFFIXES)
 
 
 class PairedSource(Protocol):
@@ -32,7 +34,7 @@ class PairedSource(Protocol):
 class FolderSource:
     """A split's folder: volumes, images and a metadata.csv with the columns file_name, one per view, and subject.
 
-    Every other column that holds the names of image files is a view.
+    Every other column that holds the names of image files or of DICOM radiographs (.dcm) is a view.
 
     Args:
         folder: folder of the split.
@@ -57,16 +59,8 @@ class FolderSource:
         return self._volumes[index]
 
     def view_image(self, index: int, view: str) -> Image.Image:
-        """Returns one view of a subject; raises ValueError when the file is not an image."""
-        path = self._views[view][index]
-        try:
-            with Image.open(path) as image:
-                image.load()
-                return image
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise ValueError(
-                f"{path}: found no readable image ({one_line(error)}), expected a PNG; write it again"
-            ) from error
+        """Returns one view of a subject; raises ValueError when the file is neither an image nor a radiograph."""
+        return open_image(self._views[view][index])
 
     def _path(self, row: dict[str, str], column: str) -> Path:
         """The file that a row names in a column; it must exist inside the folder."""
@@ -167,7 +161,24 @@ def open_source(source: str | Path, split: str, views: Sequence[str] | None = No
                 f"{source}: found splits {splits}, expected {split!r} with a {METADATA_FILE}; add it"
             )
         return FolderSource(folder / split, views)
+    if looks_like_path(source):
+        raise ValueError(
+            f"{source}: found no such folder, expected one with a folder for each split or one written by "
+            "save_to_disk; check the path, which is not looked for on the Hub"
+        )
     return DatasetSource(_load_from_hub(str(source), split), name, views)
+
+
+def looks_like_path(source: str | Path) -> bool:
+    """Returns whether a source that was not found here can only have been meant as a path.
+
+    Ids on the Hub are `name` or `owner/name`; anything with more slashes, with a dot, a slash or a tilde in front, or
+    whose beginning exists as a folder here is a path.
+    """
+    text = str(source)
+    parts = text.split("/")
+    has_marks = text.startswith((".", "/", "~")) or len(parts) > 2 or parts[-1] == "" or "\\" in text
+    return isinstance(source, Path) or has_marks or (len(parts) == 2 and Path(parts[0]).exists())
 
 
 def _load_saved(folder: Path, split: str) -> Any:

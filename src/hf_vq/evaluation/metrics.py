@@ -14,16 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..processors.radiographs import BeamGeometry, render_views
 from .optional import import_extra
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 Window: TypeAlias = tuple[float, float]
+_Unit: TypeAlias = npt.NDArray[np.float64]
 
 DEFAULT_WINDOW: Window = (-1000.0, 1000.0)
 PSNR_CEILING_DB = 100.0
 SSIM_SIGMA = 1.5
 SSIM_WINDOW_SIZE = 11
 DEFAULT_NEAREST_K = 5
+FEWEST_FOR_DISTRIBUTIONS = 200
+"""Subjects below which `prdc` is computed but flagged: neighbourhoods of so few say little about a distribution."""
 
 
 def psnr_3d(true_hu: npt.ArrayLike, generated_hu: npt.ArrayLike, window: Window = DEFAULT_WINDOW) -> float:
@@ -40,7 +44,7 @@ def psnr_3d(true_hu: npt.ArrayLike, generated_hu: npt.ArrayLike, window: Window 
     Raises:
         ValueError: unequal shapes, not three axes, voxels that are not finite, or an empty window.
     """
-    return float(_decibels(np.mean(_squared_error(true_hu, generated_hu, window))))
+    return _psnr_3d(*_unit_pair(true_hu, generated_hu, window))
 
 
 def psnr_slices(true_hu: npt.ArrayLike, generated_hu: npt.ArrayLike, window: Window = DEFAULT_WINDOW) -> float:
@@ -61,9 +65,7 @@ def psnr_slices(true_hu: npt.ArrayLike, generated_hu: npt.ArrayLike, window: Win
     Raises:
         ValueError: as `psnr_3d`.
     """
-    error = _squared_error(true_hu, generated_hu, window)
-    per_axis = [_decibels(error.mean(axis=plane)).mean() for plane in ((1, 2), (0, 2), (0, 1))]
-    return float(np.mean(per_axis))
+    return _psnr_slices(*_unit_pair(true_hu, generated_hu, window))
 
 
 def ssim_3d(true_hu: npt.ArrayLike, generated_hu: npt.ArrayLike, window: Window = DEFAULT_WINDOW) -> float:
@@ -85,9 +87,7 @@ def ssim_3d(true_hu: npt.ArrayLike, generated_hu: npt.ArrayLike, window: Window 
         ValueError: as `psnr_3d`, or an axis shorter than 11 voxels.
         ImportError: scikit-image isn't installed.
     """
-    true, generated = _unit_pair(true_hu, generated_hu, window)
-    _check_ssim_size(true.shape)
-    return _ssim(true, generated)
+    return _ssim_3d(*_unit_pair(true_hu, generated_hu, window))
 
 
 def ssim_slices(true_hu: npt.ArrayLike, generated_hu: npt.ArrayLike, window: Window = DEFAULT_WINDOW) -> float:
@@ -107,13 +107,7 @@ def ssim_slices(true_hu: npt.ArrayLike, generated_hu: npt.ArrayLike, window: Win
         ValueError: as `ssim_3d`.
         ImportError: scikit-image isn't installed.
     """
-    true, generated = _unit_pair(true_hu, generated_hu, window)
-    _check_ssim_size(true.shape)
-    per_axis = []
-    for axis in range(3):
-        slices = zip(np.moveaxis(true, axis, 0), np.moveaxis(generated, axis, 0), strict=True)
-        per_axis.append(np.mean([_ssim(*pair) for pair in slices]))
-    return float(np.mean(per_axis))
+    return _ssim_slices(*_unit_pair(true_hu, generated_hu, window))
 
 
 def mae_hu(true_hu: npt.ArrayLike, generated_hu: npt.ArrayLike, window: Window = DEFAULT_WINDOW) -> float:
@@ -130,8 +124,7 @@ def mae_hu(true_hu: npt.ArrayLike, generated_hu: npt.ArrayLike, window: Window =
     Raises:
         ValueError: as `psnr_3d`.
     """
-    true, generated = _unit_pair(true_hu, generated_hu, window)
-    return float(np.abs(true - generated).mean() * (window[1] - window[0]))
+    return _mean_absolute_error(*_unit_pair(true_hu, generated_hu, window)) * (window[1] - window[0])
 
 
 def mse(true_hu: npt.ArrayLike, generated_hu: npt.ArrayLike, window: Window = DEFAULT_WINDOW) -> float:
@@ -148,7 +141,7 @@ def mse(true_hu: npt.ArrayLike, generated_hu: npt.ArrayLike, window: Window = DE
     Raises:
         ValueError: as `psnr_3d`.
     """
-    return float(np.mean(_squared_error(true_hu, generated_hu, window)))
+    return _mean_squared_error(*_unit_pair(true_hu, generated_hu, window))
 
 
 def volume_scores(
@@ -168,12 +161,23 @@ def volume_scores(
         ValueError: as `ssim_3d`.
         ImportError: scikit-image isn't installed.
     """
-    functions = (psnr_3d, psnr_slices, ssim_3d, ssim_slices, mae_hu, mse)
-    return {function.__name__: function(true_hu, generated_hu, window) for function in functions}
+    pair = _unit_pair(true_hu, generated_hu, window)
+    return {
+        "psnr_3d": _psnr_3d(*pair),
+        "psnr_slices": _psnr_slices(*pair),
+        "ssim_3d": _ssim_3d(*pair),
+        "ssim_slices": _ssim_slices(*pair),
+        "mae_hu": _mean_absolute_error(*pair) * (window[1] - window[0]),
+        "mse": _mean_squared_error(*pair),
+    }
 
 
 def reprojection_error(
-    generated_hu: npt.ArrayLike, spacing: Sequence[float], views: npt.ArrayLike, view_names: Sequence[str]
+    generated_hu: npt.ArrayLike,
+    spacing: Sequence[float],
+    views: npt.ArrayLike,
+    view_names: Sequence[str],
+    beam: BeamGeometry | None = None,
 ) -> float:
     """Mean absolute difference between the input views and the same views rendered from the generated volume.
 
@@ -182,6 +186,7 @@ def reprojection_error(
         spacing: voxel size in mm along D, H and W.
         views: input view images in display units, shape (V, rows, cols), values in [0, 1].
         view_names: name of each view, such as `frontal` and `lateral`.
+        beam: rays with which the views were made; parallel ones over the whole volume by default.
 
     Returns:
         Mean over all pixels of all views, in display units (0 to 1).
@@ -189,8 +194,6 @@ def reprojection_error(
     Raises:
         ValueError: the shapes don't fit, or a view that can't be rendered.
     """
-    from ..data.radiographs import render_views
-
     images = torch.as_tensor(np.asarray(views, dtype=np.float32))
     volume = torch.as_tensor(np.ascontiguousarray(generated_hu, dtype=np.float32))
     if images.ndim != 3 or len(images) != len(view_names):
@@ -202,7 +205,7 @@ def reprojection_error(
         raise ValueError(f"generated_hu has shape {tuple(volume.shape)}; expected (D, H, W)")
     size = (images.shape[1], images.shape[2])
     with torch.no_grad():
-        rendered = render_views(volume[None, None], tuple(spacing), views=tuple(view_names), image_size=size)
+        rendered = render_views(volume[None, None], tuple(spacing), tuple(view_names), image_size=size, beam=beam)
     return float((rendered[0, :, 0].double() - images.double()).abs().mean())
 
 
@@ -260,10 +263,35 @@ def _unit_pair(
     return (true - low) / (high - low), (generated - low) / (high - low)
 
 
-def _squared_error(true_hu: npt.ArrayLike, generated_hu: npt.ArrayLike, window: Window) -> npt.NDArray[np.float64]:
-    """Squared difference of every voxel in units of the window, shape (D, H, W)."""
-    true, generated = _unit_pair(true_hu, generated_hu, window)
-    return np.square(true - generated)
+def _psnr_3d(true: _Unit, generated: _Unit) -> float:
+    return float(_decibels(np.mean(np.square(true - generated))))
+
+
+def _psnr_slices(true: _Unit, generated: _Unit) -> float:
+    error = np.square(true - generated)
+    return float(np.mean([_decibels(error.mean(axis=plane)).mean() for plane in ((1, 2), (0, 2), (0, 1))]))
+
+
+def _ssim_3d(true: _Unit, generated: _Unit) -> float:
+    _check_ssim_size(true.shape)
+    return _ssim(true, generated)
+
+
+def _ssim_slices(true: _Unit, generated: _Unit) -> float:
+    _check_ssim_size(true.shape)
+    per_axis = []
+    for axis in range(3):
+        slices = zip(np.moveaxis(true, axis, 0), np.moveaxis(generated, axis, 0), strict=True)
+        per_axis.append(np.mean([_ssim(*pair) for pair in slices]))
+    return float(np.mean(per_axis))
+
+
+def _mean_absolute_error(true: _Unit, generated: _Unit) -> float:
+    return float(np.abs(true - generated).mean())
+
+
+def _mean_squared_error(true: _Unit, generated: _Unit) -> float:
+    return float(np.mean(np.square(true - generated)))
 
 
 def _decibels(mean_squared_error: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -5,6 +5,7 @@ transposed. World coordinates are millimetres in the RAS+ sense of NIfTI: x grow
 anterior, z towards superior.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,128 @@ OPPOSITES = {
     "left": "right",
 }
 """The direction opposite to each anatomical direction."""
+
+VIEW_ANGLES = {"frontal": (0.0, 0.0), "lateral": (90.0, 0.0)}
+"""Azimuth and elevation of the views that have a name of their own, degrees; see `RadiographView`."""
+
+_NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
+_ANGLES_PATTERN = re.compile(rf"azimuth_({_NUMBER})(?:_elevation_({_NUMBER}))?")
+
+
+@dataclass(frozen=True)
+class RadiographView:
+    """From where a radiograph is taken.
+
+    The detector stands in front of the patient at azimuth 0 (postero-anterior) and moves about the superior axis to
+    the patient's left at azimuth 90 (left lateral). A positive elevation lifts it towards the head. The source is
+    opposite, and the image is seen from the detector's side, superior up.
+
+    Attributes:
+        azimuth: turn about the superior axis, degrees.
+        elevation: angle above the axial plane, degrees, -90 ... 90.
+
+    Raises:
+        ValueError: an angle is not finite, or the elevation is out of range.
+    """
+
+    azimuth: float
+    elevation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.azimuth) and abs(self.elevation) <= 90):
+            raise ValueError(
+                f"found azimuth {self.azimuth} and elevation {self.elevation}, expected finite degrees and an "
+                "elevation in -90 ... 90; correct the angles"
+            )
+
+    @property
+    def name(self) -> str:
+        """Name that `find_view` understands, such as `azimuth_30` or `azimuth_30_elevation_-10`."""
+        elevation = f"_elevation_{self.elevation:g}" if self.elevation else ""
+        return f"azimuth_{self.azimuth:g}{elevation}"
+
+    def directions(self) -> npt.NDArray[np.float64]:
+        """Returns three unit vectors in (superior, anterior, right) order, shape (3, 3).
+
+        They are the rows of the matrix: from the source to the detector along the central ray; in which the image's
+        rows grow; in which its columns grow.
+        """
+        # rounded so that views at right angles are so exactly
+        (cos_azimuth, cos_elevation), (sin_azimuth, sin_elevation) = (
+            np.round(function(np.deg2rad([self.azimuth, self.elevation])), 15) for function in (np.cos, np.sin)
+        )
+        level = np.array([0.0, cos_azimuth, -sin_azimuth])
+        superior = np.array([1.0, 0.0, 0.0])
+        towards_detector = cos_elevation * level + sin_elevation * superior
+        down = sin_elevation * level - cos_elevation * superior
+        return np.stack([towards_detector, down, np.array([0.0, -sin_azimuth, -cos_azimuth])])
+
+    @property
+    def is_axis_aligned(self) -> bool:
+        """Whether parallel rays run along an axis of the volume and the image's sides along the others."""
+        return set(np.abs(self.directions()).flat) == {0.0, 1.0}
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        """Anatomical directions nearest to those in which the rows and the columns grow, of two different axes."""
+        _, down, across = self.directions()
+        columns = _nearest_axis(across, exclude=None)
+        rows = _nearest_axis(down, exclude=columns)
+        return _direction(rows, down), _direction(columns, across)
+
+
+def _nearest_axis(vector: npt.NDArray[np.float64], exclude: int | None) -> int:
+    """Index in `VOLUME_AXES` of the axis along which a vector is longest; the later one where two are equal."""
+    lengths = np.round(np.abs(vector), 9)
+    if exclude is not None:
+        lengths[exclude] = -1
+    return int(2 - lengths[::-1].argmax())
+
+
+def _direction(axis: int, vector: npt.NDArray[np.float64]) -> str:
+    """Name of the direction in which a vector goes along an axis."""
+    return VOLUME_AXES[axis] if vector[axis] > 0 else OPPOSITES[VOLUME_AXES[axis]]
+
+
+def find_view(name: str) -> RadiographView:
+    """Returns the view of a name.
+
+    Args:
+        name: a key of `VIEW_ANGLES`, or `azimuth_<degrees>` or `azimuth_<degrees>_elevation_<degrees>`, such as
+            `azimuth_30` and `azimuth_-22.5_elevation_10`.
+
+    Raises:
+        ValueError: the name is none of these, or an angle is out of range.
+    """
+    if name in VIEW_ANGLES:
+        return RadiographView(*VIEW_ANGLES[name])
+    match = _ANGLES_PATTERN.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"found view {name!r}, expected one of {sorted(VIEW_ANGLES)}, or azimuth_<degrees> with or without "
+            "_elevation_<degrees>; rename it"
+        )
+    return RadiographView(*(float(angle or 0) for angle in match.groups()))
+
+
+def is_view(name: str) -> bool:
+    """Returns whether `find_view` knows the name, so that the view can be rendered."""
+    try:
+        find_view(name)
+    except ValueError:
+        return False
+    return True
+
+
+def view_axes(name: str) -> tuple[str, str]:
+    """Returns the anatomical directions nearest to those in which the rows and the columns of a named view grow.
+
+    They are what `CodeTransformer.view_axes` holds for the view; those of `VIEW_AXES` for the views named there.
+
+    Raises:
+        ValueError: as `find_view`.
+    """
+    return VIEW_AXES[name] if name in VIEW_AXES else find_view(name).axes
 
 
 @dataclass(frozen=True)
@@ -156,22 +279,22 @@ def field_of_view(affine: npt.NDArray[Any], shape: tuple[int, ...]) -> tuple[Aff
 
 
 def view_layout(view: str) -> tuple[int, tuple[int, int], list[int]]:
-    """Says how a view looks at a volume tensor (D, H, W).
+    """Says how a view at right angles looks at a volume tensor (D, H, W).
 
     Args:
-        view: a key of `VIEW_AXES`.
+        view: name of a view whose rays run along an axis of the volume, such as `frontal`.
 
     Returns:
         The axis that the rays run along, the axes that become (rows, columns), and those of them that are flipped.
 
     Raises:
-        ValueError: the view is unknown.
+        ValueError: the view is unknown or oblique.
     """
-    if view not in VIEW_AXES:
-        raise ValueError(f"found view {view!r}, expected one of {sorted(VIEW_AXES)}; add it to VIEW_AXES or rename it")
+    if not find_view(view).is_axis_aligned:
+        raise ValueError(f"found the oblique view {view!r}, expected angles that are multiples of 90; choose another")
     positions = []
     flipped = []
-    for direction in VIEW_AXES[view]:
+    for direction in view_axes(view):
         reverse = direction not in VOLUME_AXES
         axis = VOLUME_AXES.index(OPPOSITES[direction] if reverse else direction)
         positions.append(axis)

@@ -1,5 +1,6 @@
 """From X-ray images of any usual grey format to model tensors."""
 
+import warnings
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -10,10 +11,17 @@ from PIL import Image, UnidentifiedImageError
 from torch.nn import functional
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+from .dicom_radiographs import is_dicom, is_real_radiograph, read_radiograph
 from .fields import interval, one_line
 
 WHITE_OF_DTYPE = {"uint8": 255.0, "uint16": 65535.0}
 GREY_MODES = ("L", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+
+RENDERED_VIEWS_ONLY = (
+    "This model was trained only on views rendered from CT volumes, and this image is a real radiograph: how well the "
+    "model does on those has not been measured, so do not rely on its output."
+)
+"""Warning of a processor whose model has seen no real radiograph."""
 
 
 class XrayImageProcessorKwargs(TypedDict, total=False):
@@ -21,6 +29,7 @@ class XrayImageProcessorKwargs(TypedDict, total=False):
 
     size: dict[str, int] | None
     output_range: list[float]
+    views_rendered: bool
 
 
 class XrayImageProcessor(BaseImageProcessor):
@@ -29,6 +38,8 @@ class XrayImageProcessor(BaseImageProcessor):
     Args:
         size: {"height": rows, "width": columns}; the images' own size when absent.
         output_range: values that black and white become.
+        views_rendered: whether the model was trained on views rendered from CT volumes only; a DICOM radiograph, which
+            is a real one, then gives a warning.
 
     Raises:
         ValueError: a field is malformed.
@@ -41,18 +52,21 @@ class XrayImageProcessor(BaseImageProcessor):
         self,
         size: dict[str, int] | None = None,
         output_range: list[float] | tuple[float, float] = (-1.0, 1.0),
+        views_rendered: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.size = None if size is None else _checked_size(size)
         self.output_range = interval("output_range", output_range)
+        self.views_rendered = bool(views_rendered)
 
     def preprocess(self, images: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
         """Turns images into a batch of model tensors.
 
         Args:
-            images: path, PIL image (L, 16-bit, I with 0 ... 65535, F in [0, 1], RGB with three equal channels), array
-                or tensor (rows, columns) of uint8, uint16 or float in [0, 1], or a list of these.
+            images: path of an image file or of a DICOM radiograph (CR, DX), PIL image (L, 16-bit, I with 0 ... 65535,
+                F in [0, 1], RGB with three equal channels), array or tensor (rows, columns) of uint8, uint16 or float
+                in [0, 1], or a list of these.
             return_tensors: "pt" or "np".
             **kwargs: none is known; a misspelt argument is an error.
 
@@ -66,7 +80,10 @@ class XrayImageProcessor(BaseImageProcessor):
         if kwargs:
             raise ValueError(f"found argument {sorted(kwargs)}, expected images, return_tensors; remove it")
         sources = list(images) if isinstance(images, list | tuple) else [images]
-        pixels = [self._resize(torch.from_numpy(read_image(source))) for source in sources]
+        opened = [open_image(source) if isinstance(source, str | Path) else source for source in sources]
+        if self.views_rendered and any(map(is_real_radiograph, opened)):
+            warnings.warn(RENDERED_VIEWS_ONLY, stacklevel=3)
+        pixels = [self._resize(torch.from_numpy(read_image(image))) for image in opened]
         shapes = {tuple(image.shape) for image in pixels}
         if len(shapes) != 1:
             raise ValueError(
@@ -98,7 +115,7 @@ def read_image(source: Any) -> npt.NDArray[np.float32]:
         ValueError: the image is unreadable, not grey, or its values are out of range.
     """
     if isinstance(source, str | Path):
-        return _from_pil(_open(source), str(source))
+        return _from_pil(open_image(source), str(source))
     if isinstance(source, Image.Image):
         return _from_pil(source, getattr(source, "filename", "") or "image")
     if isinstance(source, torch.Tensor):
@@ -110,10 +127,17 @@ def read_image(source: Any) -> npt.NDArray[np.float32]:
     )
 
 
-def _open(path: str | Path) -> Image.Image:
-    """Reads an image file, its pixels included."""
+def open_image(path: str | Path) -> Image.Image:
+    """Reads an image file or a DICOM radiograph, its pixels included.
+
+    Raises:
+        ValueError: the file is missing or holds no image that can be read.
+        ImportError: it is a DICOM file, and pydicom is not installed.
+    """
     if not Path(path).is_file():
         raise ValueError(f"{path}: found no such file, expected an image; check the path")
+    if is_dicom(path):
+        return read_radiograph(path)
     try:
         image = Image.open(path)
         image.load()

@@ -70,6 +70,8 @@ def open_tokenizer_data(
     processor = processor_class(**processor_fields)
     loads: dict[str, Any] = {"volume_processor" if is_volume else "view_processor": processor, "cache": cache}
     train, validation = (PairedDataset(source, split, **loads) for split in ("train", "validation"))
+    if isinstance(processor, XrayImageProcessor) and "views_rendered" not in processor_fields:
+        processor.views_rendered = train.beam is not None
     low, high = processor.output_range
     return TokenizerData(train, validation, processor, (low, high))
 

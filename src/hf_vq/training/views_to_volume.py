@@ -9,7 +9,7 @@ from ..data import PairedDataset
 from ..models import CodeTransformer, VQTokenizer, load_tokenizer
 from ..pipelines import ViewsToVolumePipeline
 from ..processors import CTVolumeProcessor, XrayImageProcessor
-from ..processors.geometry import VIEW_AXES, VOLUME_AXES
+from ..processors.geometry import VOLUME_AXES, is_view, view_axes
 from ..schedulers import AbsorbingScheduler
 from .arguments import check_fields
 from .codes import CodeRows, CodeTransformerArguments, bits_per_code, check_codes, load_codes
@@ -131,7 +131,7 @@ def _transformer_fields(model: dict[str, Any], codes: Dataset, parts: dict[str, 
             f"--data: found the columns {codes.column_names}, expected the codes of at least one view beside 'codes'; "
             "encode paired data, or pass --tokenizer for images"
         )
-    axes = {**VIEW_AXES, **model.get("view_axes", {})}
+    axes = {**{name: view_axes(name) for name in names if is_view(name)}, **model.get("view_axes", {})}
     unknown = [name for name in names if name not in axes]
     if unknown:
         raise ValueError(

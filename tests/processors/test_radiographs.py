@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_vq.data import line_integrals, render_views
-from hf_vq.data.radiographs import MAX_LINE_INTEGRAL, WATER_ATTENUATION
+from hf_vq.processors.radiographs import MAX_LINE_INTEGRAL, WATER_ATTENUATION
 
 AIR = -1000.0
 

@@ -1,0 +1,180 @@
+"""Reading digital radiographs (DICOM CR and DX) as grey images.
+
+Only the elements that describe the pixels are read from a file: who the patient is never enters memory or a message.
+"""
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .fields import one_line
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+
+PROJECTION_MODALITIES = ("CR", "DX", "RG", "RF", "XA")
+"""Modalities whose images are projections; many files that were made anonymous name none, and pass."""
+
+PIXEL_ELEMENTS = (
+    "Modality",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "VOILUTSequence",
+    "VOILUTFunction",
+    "WindowCenter",
+    "WindowWidth",
+    "PixelData",
+)
+
+_REAL_RADIOGRAPH = "real_radiograph"
+# what pydicom and the decoders beneath it raise for files that are damaged, incomplete or encoded in a way they lack
+_READ_ERRORS = (
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Returns whether an existing file says that it is DICOM, by its first bytes or its suffix."""
+    with Path(path).open("rb") as file:
+        return file.read(132)[128:] == b"DICM" or Path(path).suffix.lower() in DICOM_SUFFIXES
+
+
+def is_real_radiograph(image: Any) -> bool:
+    """Returns whether an image comes from `read_radiograph`."""
+    return isinstance(image, Image.Image) and bool(image.info.get(_REAL_RADIOGRAPH))
+
+
+def read_radiograph(path: str | Path) -> Image.Image:
+    """Reads a DICOM radiograph as its maker meant it to be shown, dense structures bright.
+
+    The stored values go through the modality's rescaling, then through the first look-up table or window that the file
+    holds, and without one the range of all values that its stored bits can hold becomes black to white. MONOCHROME1,
+    in which low values are bright, is inverted.
+
+    Args:
+        path: DICOM file with one grey frame of a projection.
+
+    Returns:
+        Image of mode F, values in [0, 1].
+
+    Raises:
+        ValueError: the file is unreadable or holds something else.
+        ImportError: pydicom is not installed.
+    """
+    dataset = _read_elements(path)
+    _check_kind(dataset, str(path))
+    pydicom = _import_pydicom()
+    try:
+        shown = _displayed(dataset.pixel_array, dataset)
+    except (pydicom.errors.InvalidDicomError, *_READ_ERRORS) as error:
+        raise ValueError(
+            f"{path}: found pixels that cannot be read ({one_line(error)}), expected a whole DICOM image; copy it "
+            "again, or install the decoder that is named"
+        ) from error
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        shown = 1 - shown
+    image = Image.fromarray(shown.astype(np.float32))
+    image.info[_REAL_RADIOGRAPH] = True
+    return image
+
+
+def _import_pydicom() -> Any:
+    """The module `pydicom`; raises ImportError with the command that installs it."""
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ImportError("reading DICOM radiographs needs pydicom: pip install hf-vq[medical]") from error
+    return pydicom
+
+
+def _read_elements(path: str | Path) -> Any:
+    """The elements of a DICOM file that describe its pixels."""
+    pydicom = _import_pydicom()
+    try:
+        return pydicom.dcmread(path, specific_tags=list(PIXEL_ELEMENTS))
+    except (pydicom.errors.InvalidDicomError, *_READ_ERRORS) as error:
+        raise ValueError(
+            f"{path}: found no readable DICOM file ({one_line(error)}), expected a radiograph; copy or convert it again"
+        ) from error
+
+
+def _check_kind(dataset: Any, name: str) -> None:
+    """Raises ValueError unless the file holds one grey frame of a projection."""
+    modality = dataset.get("Modality") or PROJECTION_MODALITIES[0]
+    if modality not in PROJECTION_MODALITIES:
+        raise ValueError(
+            f"{name}: found modality {modality}, expected a radiograph, one of {list(PROJECTION_MODALITIES)}; "
+            "choose another file"
+        )
+    colours = dataset.get("PhotometricInterpretation")
+    if colours not in ("MONOCHROME1", "MONOCHROME2") or dataset.get("SamplesPerPixel", 1) != 1:
+        raise ValueError(
+            f"{name}: found photometric interpretation {colours}, expected MONOCHROME1 or MONOCHROME2; convert it"
+        )
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
+        raise ValueError(f"{name}: found {dataset.NumberOfFrames} frames, expected one image; choose one frame")
+    if not 1 <= int(dataset.get("BitsStored") or 0) <= 16:
+        raise ValueError(f"{name}: found {dataset.get('BitsStored')} bits stored, expected 1 to 16; convert it")
+
+
+def _displayed(stored: npt.NDArray[Any], dataset: Any) -> npt.NDArray[np.float64]:
+    """Grey values in [0, 1] of stored ones (DICOM PS3.3, C.11.1 and C.11.2)."""
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi
+
+    values = np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
+    if dataset.get("VOILUTSequence"):
+        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        return np.asarray(apply_voi(np.rint(values).astype(np.int64), dataset) / (2.0**bits - 1))
+    center, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    if center is not None and width is not None:
+        return _windowed(values, center, width, dataset.get("VOILUTFunction") or "LINEAR")
+    offset = 2 ** (dataset.BitsStored - 1) if dataset.PixelRepresentation else 0
+    possible = apply_modality_lut(np.arange(2**dataset.BitsStored) - offset, dataset)
+    if possible.min() == possible.max():
+        raise ValueError(f"rescale slope {dataset.get('RescaleSlope')}")
+    return (values - possible.min()) / (possible.max() - possible.min())
+
+
+def _windowed(values: npt.NDArray[np.float64], center: float, width: float, function: str) -> npt.NDArray[np.float64]:
+    """Applies a window (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3), black to white being 0 to 1."""
+    if function == "SIGMOID" and width > 0:
+        return 1 / (1 + np.exp(-4 * (values - center) / width))
+    if function == "LINEAR_EXACT" and width > 0:
+        return ((values - center) / width + 0.5).clip(0, 1)
+    if function == "LINEAR" and width > 1:
+        return ((values - center + 0.5) / (width - 1) + 0.5).clip(0, 1)
+    if function == "LINEAR" and width == 1:
+        return (values > center - 0.5).astype(np.float64)
+    raise ValueError(f"window {function} of width {width:g}")
+
+
+def _first(value: Any) -> float | None:
+    """The first of the values that an element may hold, None for an empty one."""
+    if value is None or isinstance(value, str):
+        return None if not value else float(value)
+    values = list(value) if hasattr(value, "__iter__") else [value]
+    return float(values[0]) if values else None
