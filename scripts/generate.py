@@ -4,11 +4,15 @@
         --output_dir generated
 
 Writes `<subject>_<sample>.nii.gz` and `metadata.csv` (file_name, subject, sample). With `--shuffle_views` each subject
-gets the views of the next one: the control that tells whether a model reads its views.
+gets the views of the next one: the control that tells whether a model reads its views. `--uncertainty` adds
+`<subject>_mean.nii.gz` and `<subject>_std.nii.gz`, mean and standard deviation over a subject's volumes in HU, which
+metadata.csv does not list, since they are no samples. `--select_by_reprojection` draws all volumes and keeps the one of
+each subject whose views, rendered from it with parallel rays, agree best with the given ones.
 """
 
 import argparse
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +21,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from hf_vq import ViewsToVolumePipeline
+from hf_vq import AbsorbingScheduler, ViewsToVolumePipeline
 from hf_vq.data import PairedDataset
 from hf_vq.files import atomic_directory
+from hf_vq.schedulers.scheduling_absorbing import SAMPLINGS
 from hf_vq.training.arguments import run
 
 
@@ -34,6 +39,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_inference_steps", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top_p", type=float, default=1.0)
+    parser.add_argument(
+        "--sampling", choices=SAMPLINGS, help="order of the codes; as the pipeline was saved by default"
+    )
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="needs a model with context_dropout if not 1")
+    parser.add_argument("--views", nargs="+", help="some of the model's views (view_dropout); all by default")
+    parser.add_argument("--select_by_reprojection", action="store_true", help="keep one volume per subject")
+    parser.add_argument("--uncertainty", action="store_true", help="also write mean and standard deviation")
     parser.add_argument("--batch_size", type=int, default=4, help="subjects at a time")
     parser.add_argument("--shuffle_views", action="store_true", help="give each subject the next one's views")
     parser.add_argument("--seed", type=int, default=0)
@@ -46,6 +58,13 @@ def check_args(args: argparse.Namespace) -> None:
     for name, lowest in (("num_volumes_per_prompt", 1), ("num_inference_steps", 1), ("batch_size", 1), ("seed", 0)):
         if getattr(args, name) < lowest:
             raise ValueError(f"--{name}: found {getattr(args, name)}, expected at least {lowest}; give a larger number")
+    if not (math.isfinite(args.guidance_scale) and args.guidance_scale >= 0):
+        raise ValueError(f"--guidance_scale: found {args.guidance_scale}, expected a finite number of at least 0")
+    for name in ("select_by_reprojection", "uncertainty"):
+        if getattr(args, name) and args.num_volumes_per_prompt < 2:
+            raise ValueError(
+                f"--{name} needs several volumes per subject: found --num_volumes_per_prompt 1, expected at least 2"
+            )
 
 
 def generator_of(seed: int, subject: int, sample: int) -> torch.Generator:
@@ -55,8 +74,8 @@ def generator_of(seed: int, subject: int, sample: int) -> torch.Generator:
 
 
 def open_data(args: argparse.Namespace) -> PairedDataset:
-    """The split; raises ValueError when its views cannot be shuffled as asked."""
-    dataset = PairedDataset(args.data, args.split)
+    """The split; raises ValueError when it lacks views asked for, or they cannot be shuffled as asked."""
+    dataset = PairedDataset(args.data, args.split, views=args.views)
     if args.shuffle_views and len(dataset) < 2:
         raise ValueError(
             f"--shuffle_views: found {len(dataset)} subject in {args.data} ({args.split}), expected at least 2; choose "
@@ -65,30 +84,43 @@ def open_data(args: argparse.Namespace) -> PairedDataset:
     return dataset
 
 
-def load_pipeline(path: str) -> ViewsToVolumePipeline:
+def load_pipeline(args: argparse.Namespace) -> ViewsToVolumePipeline:
     """The pipeline, on a GPU when there is one, without its own progress bar."""
-    pipeline = ViewsToVolumePipeline.from_pretrained(path).to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = ViewsToVolumePipeline.from_pretrained(args.pipeline)
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
+    if args.sampling:
+        pipeline.scheduler = AbsorbingScheduler.from_config(pipeline.scheduler.config, sampling=args.sampling)
     return pipeline
 
 
 def generate_batch(
     pipeline: ViewsToVolumePipeline, dataset: PairedDataset, subjects: range, args: argparse.Namespace
-) -> Iterator[tuple[int, int, Any]]:
-    """Index of the subject, number of the sample and volume (nibabel image) for a few subjects."""
+) -> Iterator[tuple[str, str, Any]]:
+    """Name of the subject, number of the sample, `mean` or `std`, and nibabel image for a few subjects."""
     shown = [(index + args.shuffle_views) % len(dataset) for index in subjects]
-    wanted = [(index, sample) for index in subjects for sample in range(args.num_volumes_per_prompt)]
+    samples = range(args.num_volumes_per_prompt)
+    names = args.views or pipeline.transformer.view_names
     output: Any = pipeline(
-        {name: [dataset.view_image(index, name) for index in shown] for name in pipeline.transformer.view_names},
+        {name: [dataset.view_image(index, name) for index in shown] for name in names},
         num_inference_steps=args.num_inference_steps,
         num_volumes_per_prompt=args.num_volumes_per_prompt,
         temperature=args.temperature,
         top_p=args.top_p,
-        generator=[generator_of(args.seed, index, sample) for index, sample in wanted],
+        generator=[generator_of(args.seed, index, sample) for index in subjects for sample in samples],
         output_type="nifti",
+        guidance_scale=args.guidance_scale,
+        return_uncertainty=args.uncertainty,
+        select_by_reprojection=args.select_by_reprojection,
     )
-    for (index, sample), volume in zip(wanted, output.volumes, strict=True):
-        yield index, sample, volume
+    count = len(output.volumes) // len(subjects)
+    for place, index in enumerate(subjects):
+        subject = dataset.subjects[index]
+        for sample in range(count):
+            yield subject, str(sample), output.volumes[place * count + sample]
+        if args.uncertainty:
+            yield subject, "mean", output.mean[place]
+            yield subject, "std", output.std[place]
 
 
 def write_volumes(
@@ -100,10 +132,11 @@ def write_volumes(
         writer.writeheader()
         for start in tqdm(range(0, len(dataset), args.batch_size), desc="generate"):
             batch = range(start, min(start + args.batch_size, len(dataset)))
-            for index, sample, volume in generate_batch(pipeline, dataset, batch, args):
-                name = f"{dataset.subjects[index]}_{sample}.nii.gz"
+            for subject, kind, volume in generate_batch(pipeline, dataset, batch, args):
+                name = f"{subject}_{kind}.nii.gz"
                 volume.to_filename(folder / name)
-                writer.writerow({"file_name": name, "subject": dataset.subjects[index], "sample": sample})
+                if kind.isdecimal():
+                    writer.writerow({"file_name": name, "subject": subject, "sample": kind})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -112,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_args(args)
     with atomic_directory(args.output_dir, overwrite=args.overwrite, marker="*_0.nii.gz") as folder:
         dataset = open_data(args)
-        write_volumes(load_pipeline(args.pipeline), dataset, args, folder)
+        write_volumes(load_pipeline(args), dataset, args, folder)
 
 
 if __name__ == "__main__":

@@ -365,9 +365,8 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         elif context is not None:
             hidden_states = torch.cat((self._embed_context(context, view_ids), hidden_states), dim=1)
         angles = self._code_angles(sample.device)
-        if angles is not None and context is not None and self.config.context_attention == "full":
-            of_views = self._context_angles(context, view_ids)
-            angles = torch.cat((of_views, angles.expand(len(of_views), -1, -1, -1)), dim=2)
+        if context is not None and self.config.context_attention == "full":
+            angles = _joined_angles(self._context_angles(context, view_ids), angles)
         attended = self._attended_tokens(view_mask, hidden_states, context_key_values)
         for index, block in enumerate(self.blocks):
             prefix = context_key_values[index] if context_key_values is not None else None
@@ -530,6 +529,12 @@ def _some_out_of_range(class_labels: torch.Tensor, num_classes: int) -> bool:
     if torch.compiler.is_compiling():
         return False
     return bool(((class_labels < -1) | (class_labels > num_classes)).any())
+
+
+def _joined_angles(of_views: torch.Tensor | None, of_codes: torch.Tensor | None) -> torch.Tensor | None:
+    if of_views is None or of_codes is None:
+        return None
+    return torch.cat((of_views, of_codes.expand(len(of_views), -1, -1, -1)), dim=2)
 
 
 def _mean_and_scale(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

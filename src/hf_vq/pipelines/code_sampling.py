@@ -1,5 +1,6 @@
 """What the pipelines over codes share: the codes they start from, the sampling loop and its checks."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,11 +21,17 @@ class CodeSamplingPipeline(DiffusionPipeline):
 
     _callback_tensor_inputs = ("codes",)
     _num_timesteps = 0
+    _num_network_evaluations = 0
 
     @property
     def num_timesteps(self) -> int:
         """Steps of the last call."""
         return self._num_timesteps
+
+    @property
+    def num_network_evaluations(self) -> int:
+        """Steps of the last call for which the transformer was asked; the others changed no code of the batch."""
+        return self._num_network_evaluations
 
     def prepare_latents(self, batch_size: int, latents: torch.Tensor | None = None) -> torch.Tensor:
         """`(B, N)` int64 codes to start from: all masks, or the given ones, checked."""
@@ -55,32 +62,63 @@ class CodeSamplingPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Settles all masked codes; with any scheduler a code that is not masked stays, unless the callback changes it.
 
+        A scheduler with `select_positions` is asked first what a step will settle, and the transformer only if that is
+        something: its logits depend on the codes alone.
+
         Args:
             codes: `(B, N)` int64 codes to start from.
             predict_logits: turns codes `(B, N)` into logits `(B, N, K)`.
-            num_inference_steps: calls of `predict_logits`, at least 1.
+            num_inference_steps: steps, at least 1, and at most as many calls of `predict_logits`.
             step_arguments: further arguments of `scheduler.step`, from `_step_arguments`.
             callback_on_step_end: as in `__call__`.
             callback_on_step_end_tensor_inputs: as in `__call__`.
 
         Returns:
             `(B, *code_grid)` codes without a mask.
+
+        Raises:
+            ValueError: if a causal transformer would not get its codes one by one in its own order.
         """
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        self._num_timesteps = len(self.scheduler.timesteps)
-        mask, given = self.transformer.mask_token_id, callback_on_step_end_tensor_inputs
+        self._check_causal(num_inference_steps)
+        self._set_timesteps(num_inference_steps)
+        given = callback_on_step_end_tensor_inputs
         names = self._callback_tensor_inputs if given is None else tuple(given)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             for step, timestep in enumerate(self.scheduler.timesteps):
-                logits = predict_logits(codes)
-                stepped = self.scheduler.step(logits, timestep, codes, **step_arguments).prev_sample
-                # AmusedScheduler masks a code again in a row that has no mask left.
-                codes = torch.where(codes == mask, stepped, codes)
+                codes = self._settle(codes, timestep, predict_logits, step_arguments)
                 if callback_on_step_end is not None:
                     tensors = {name: value for name, value in {"codes": codes}.items() if name in names}
                     codes = callback_on_step_end(self, step, timestep, tensors).pop("codes", codes)
                 progress_bar.update()
         return codes.view(-1, *self.transformer.config.code_grid)
+
+    def _set_timesteps(self, num_inference_steps: int) -> None:
+        chooses = hasattr(self.scheduler, "select_positions")
+        grid = {"code_grid": self.transformer.config.code_grid} if chooses else {}
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device, **grid)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        self._num_network_evaluations = 0
+
+    def _settle(
+        self,
+        codes: torch.Tensor,
+        timestep: torch.Tensor,
+        predict_logits: Callable[[torch.Tensor], torch.Tensor],
+        step_arguments: dict[str, Any],
+    ) -> torch.Tensor:
+        """Codes after one step."""
+        positions, chosen = None, {}
+        if hasattr(self.scheduler, "select_positions"):
+            positions = self.scheduler.select_positions(codes, timestep, step_arguments["generator"])
+            chosen = {"positions": positions}
+        logits = None
+        if positions is None or bool(positions.any()):
+            logits = predict_logits(codes)
+            self._num_network_evaluations += 1
+        # Without logits the step still draws: a seed gives the same codes, however many steps go without the network.
+        stepped = self.scheduler.step(logits, timestep, codes, **step_arguments, **chosen).prev_sample
+        # AmusedScheduler masks a code again in a row that has no mask left.
+        return torch.where(codes == self.transformer.mask_token_id, stepped, codes)
 
     def _step_arguments(self, generator: Any, temperature: float, top_p: float) -> dict[str, Any]:
         if not isinstance(self.scheduler, AmusedScheduler):
@@ -88,6 +126,24 @@ class CodeSamplingPipeline(DiffusionPipeline):
         if isinstance(generator, list):
             raise ValueError("AmusedScheduler draws for the whole batch at once: give one generator instead of a list")
         return {"generator": generator}
+
+    def _check_causal(self, num_inference_steps: int) -> None:
+        """A causal transformer knows a code's distribution only once all codes before it are settled."""
+        if not self.transformer.config.causal:
+            return
+        count = math.prod(self.transformer.config.code_grid)
+        wanted, given = (
+            list(config.get("code_order") or range(count))
+            for config in (self.transformer.config, self.scheduler.config)
+        )
+        names = {name: self.scheduler.config.get(name) for name in ("sampling", "schedule")}
+        if names != {"sampling": "sequential", "schedule": "linear"} or given != wanted or num_inference_steps < count:
+            raise ValueError(
+                "the transformer is causal, one code after another: it needs an AbsorbingScheduler with "
+                f"sampling='sequential', schedule='linear' and the transformer's code_order, and at least {count} "
+                f"num_inference_steps; got {names}, {'the same' if given == wanted else 'another'} order and "
+                f"{num_inference_steps} steps"
+            )
 
     def _check_sampling(
         self, num_inference_steps: int, output_type: str, output_types: Iterable[str], callback_inputs: list[str] | None

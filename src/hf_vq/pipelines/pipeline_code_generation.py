@@ -1,16 +1,15 @@
 """Pipeline that generates images from codes, without a condition or from a class label."""
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from ..models import CodeTransformer, VQTokenizer
 from ..schedulers import AbsorbingScheduler
 from .code_sampling import CodeSamplingPipeline, StepCallback, check_belong_together, shared_pairs
+from .conditions import check_guidance_scale, check_label_dropout, class_numbers, guided_logits, prompt_labels
 from .pipeline_output import CodeGenerationPipelineOutput
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -107,17 +106,7 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
         Raises:
             ValueError: if there is no such class.
         """
-        label2id, num_classes = self.transformer.label2id, self.transformer.config.num_classes or 0
-        ids: list[Any] = [label2id.get(label) if isinstance(label, str) else _number(label) for label in class_labels]
-        unknown = [
-            label for label, number in zip(class_labels, ids, strict=True) if number not in range(-1, num_classes)
-        ]
-        if unknown:
-            raise ValueError(
-                f"class_labels {unknown} are unknown; this model has {num_classes} classes, numbered from 0, with the "
-                f"names {list(label2id)}"
-            )
-        return ids
+        return class_numbers(self.transformer, class_labels)
 
     def decode_codes(self, codes: torch.Tensor, output_type: str = "pt") -> Any:
         """Images of codes `(B, *code_grid)`, in the form that `output_type` names."""
@@ -134,29 +123,16 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
         for name, count in (("batch_size", batch_size), ("num_images_per_prompt", num_images_per_prompt)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1; got {count}")
-        if isinstance(class_labels, torch.Tensor | np.ndarray | np.generic):
-            class_labels = class_labels.tolist()
-        if isinstance(class_labels, str) or not hasattr(class_labels, "__len__"):
-            class_labels = [-1 if class_labels is None else class_labels] * (batch_size or 1)
-        if len(class_labels) == 0 or len(class_labels) != (batch_size or len(class_labels)):
-            raise ValueError(
-                f"class_labels must hold a label for each of batch_size={batch_size} prompts, and at least one; got "
-                f"{len(class_labels)}"
-            )
-        labels = torch.tensor(self.label_ids(class_labels), dtype=torch.int64, device=self._execution_device)
+        numbers = prompt_labels(self.transformer, class_labels, batch_size, f"batch_size={batch_size} prompts")
+        labels = torch.tensor(numbers, dtype=torch.int64, device=self._execution_device)
         return labels.repeat_interleave(num_images_per_prompt)
 
     def _check_guidance(self, labels: torch.Tensor, guidance_scale: float) -> None:
-        config, unlabelled = self.transformer.config, bool((labels < 0).any())
-        if not 0 <= guidance_scale < float("inf"):
-            raise ValueError(f"guidance_scale must be finite and at least 0; got {guidance_scale}")
+        unlabelled = bool((labels < 0).any())
+        check_guidance_scale(guidance_scale)
         if guidance_scale != 1 and unlabelled:
             raise ValueError(f"guidance_scale={guidance_scale} needs a class label for every image; give class_labels")
-        if config.num_classes and not config.label_dropout and (guidance_scale != 1 or unlabelled):
-            raise ValueError(
-                "this model was trained with label_dropout=0 and does not know images without a label; give "
-                "class_labels for all of them and leave guidance_scale at 1, or train with label_dropout"
-            )
+        check_label_dropout(self.transformer, guidance_scale != 1 or unlabelled)
 
     def _predictor(self, labels: torch.Tensor, guidance_scale: float) -> Callable[[torch.Tensor], torch.Tensor]:
         """Function from codes to logits, guided where asked for."""
@@ -169,17 +145,9 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
 
         def guided(codes: torch.Tensor) -> torch.Tensor:
             with_label, without = transformer(codes.repeat(2, 1), class_labels=both).sample.chunk(2)
-            return without + guidance_scale * (with_label - without)
+            return guided_logits(with_label, without, guidance_scale)
 
         return guided
-
-
-def _number(label: Any) -> int | None:
-    """The whole number that a label is, -1 for no label, nothing for any other value."""
-    try:
-        return -1 if label is None else operator.index(label)
-    except TypeError:
-        return None
 
 
 def _check_fit(tokenizer: VQTokenizer, transformer: CodeTransformer, scheduler: AbsorbingScheduler) -> None:

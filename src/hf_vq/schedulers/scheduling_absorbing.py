@@ -9,8 +9,11 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
+from .halton import shifted_halton_ranks
+
 SCHEDULES = ("linear", "cosine")
-SAMPLINGS = ("ancestral", "exact_count")
+SAMPLINGS = ("ancestral", "exact_count", "confidence", "halton", "sequential")
+MASKINGS = ("random", "exact_count")
 
 Generator = torch.Generator | Sequence[torch.Generator] | None
 
@@ -21,7 +24,8 @@ class AbsorbingSchedulerOutput(BaseOutput):
 
     Args:
         prev_sample: `(B, N)` int64, the codes at the next, smaller timestep; input of the next model call.
-        pred_original_sample: `(B, N)` int64, `sample` with every mask filled by the likeliest code, for previews.
+        pred_original_sample: `(B, N)` int64, `sample` with every mask filled by the likeliest code, for previews;
+            `None` where the step was made without logits.
     """
 
     prev_sample: torch.Tensor
@@ -32,31 +36,73 @@ class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
     r"""Absorbing discrete diffusion: codes turn into the mask one by one, and are sampled back in the other direction.
 
     Timesteps are mask rates t in (0, 1], decreasing. Forward process: \(q(x_t = \text{mask} | x_0) = t\) independently
-    for each position (Austin et al., 2021, D3PM; Bond-Taylor et al., 2022, eq. 6). Reverse, from t to s < t: a masked
-    position is unmasked with probability \((t - s) / t\), its code drawn from the model's distribution; a settled code
-    never changes.
+    for each position (Austin et al., 2021, D3PM; Bond-Taylor et al., 2022, eq. 6). Reverse, from t to s < t: some
+    masked positions are settled, their codes drawn from the model's distribution; a settled code never changes.
+    `sampling` says which ones. `"ancestral"` tosses a coin of probability \((t - s) / t\) for each; the others settle
+    as many as leave `round(s * N)` masks:
+
+    - `"exact_count"`: in uniformly random order. With at least N linear steps one position at a time, which is the
+      first-hitting sampler (Zheng et al., 2024) of a model without a timestep.
+    - `"halton"`: in the order of a Halton sequence in the code grid (Besnier et al., 2025), moved by a random shift for
+      each sample, so that positions settled in one step lie far apart.
+    - `"sequential"`: in one fixed order, that of a causal model.
+    - `"confidence"`: draws codes for all masked positions and keeps those of the highest
+      \(\log p + \tau s\, g\) (MaskGIT, Chang et al., 2022), p being the probability of the drawn code, \(\tau\)
+      `choice_temperature` and g standard Gumbel noise.
+
+    With exact conditionals, one position at a time and an order that does not look at the codes, samples follow the
+    joint distribution exactly; with `"ancestral"` in the limit of many steps, with `"confidence"` not.
 
     Args:
         mask_token_id (`int`): id of the mask, the codebook size.
         schedule (`str`): `"linear"` lets t fall evenly over the steps, `"cosine"` as \(\sin(\pi/2 \cdot i/S)\), slowly
             at first.
-        sampling (`str`): `"ancestral"` unmasks each position by a coin, `"exact_count"` the expected number of
-            positions in uniformly random order, so that no step is wasted.
+        sampling (`str`): `"ancestral"`, `"exact_count"`, `"confidence"`, `"halton"` or `"sequential"`; see above.
+        masking (`str`, *optional*): what `add_noise` masks: `"random"`, each position by a coin; `"exact_count"`,
+            `round(t * N)` of them. By default `"random"` with `sampling="ancestral"` and `"exact_count"` otherwise.
+        choice_temperature (`float`): weight of the noise of `sampling="confidence"`, at least 0.
+        code_order (`list[int]`, *optional*): order of `sampling="sequential"`, a permutation of the N positions; by
+            default raster order, the last side of the code grid fastest.
     """
 
     order = 1
 
     @register_to_config
-    def __init__(self, mask_token_id: int, schedule: str = "linear", sampling: str = "exact_count") -> None:
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule={schedule!r} is unknown; choose one of {SCHEDULES}")
-        if sampling not in SAMPLINGS:
-            raise ValueError(f"sampling={sampling!r} is unknown; choose one of {SAMPLINGS}")
+    def __init__(
+        self,
+        mask_token_id: int,
+        schedule: str = "linear",
+        sampling: str = "exact_count",
+        masking: str | None = None,
+        choice_temperature: float = 4.5,
+        code_order: Sequence[int] | None = None,
+    ) -> None:
+        _check_config(schedule, sampling, masking, choice_temperature, code_order)
+        # diffusers takes arguments given by position for defaults, which `from_config` leaves out.
+        self.register_to_config(_use_default_values=[])
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0, dtype=torch.float64)
+        self._code_grid: tuple[int, ...] | None = None
+        self._halton_ranks: torch.Tensor | None = None
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+    @property
+    def masking_rule(self) -> str:
+        """What `add_noise` masks, the default resolved."""
+        default = "random" if self.config.sampling == "ancestral" else "exact_count"
+        return self.config.masking or default
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        device: str | torch.device | None = None,
+        code_grid: Sequence[int] | None = None,
+    ) -> None:
         """Sets `timesteps`, `num_inference_steps` mask rates from 1 downwards (float64; the end, 0, is not listed).
+
+        Args:
+            num_inference_steps: steps, at least 1.
+            device: where the timesteps are kept.
+            code_grid: sides of the code grid, one to three, which `sampling="halton"` needs; the pipelines give it.
 
         Raises:
             ValueError: if `num_inference_steps` is below 1.
@@ -66,6 +112,8 @@ class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
         fractions = torch.arange(num_inference_steps, 0, -1, dtype=torch.float64, device=device) / num_inference_steps
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.sin(fractions * math.pi / 2) if self.config.schedule == "cosine" else fractions
+        self._code_grid = None if code_grid is None else tuple(code_grid)
+        self._halton_ranks = None
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None) -> torch.Tensor:
         """The sample itself: codes are not scaled."""
@@ -82,9 +130,8 @@ class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
             generator: source of randomness, one or a list of one per sample.
 
         Returns:
-            The codes with each replaced by `mask_token_id` with probability t: with `sampling="ancestral"`
-                independently,
-            otherwise exactly `round(t * N)` of them, and at least one unless t is 0.
+            The codes with some replaced by `mask_token_id`: by the `masking_rule` `"random"` each with probability t,
+            independently; otherwise exactly `round(t * N)` of them, and at least one unless t is 0.
 
         Raises:
             ValueError: if a rate is outside [0, 1].
@@ -94,56 +141,99 @@ class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
         if not bool(((rates >= 0) & (rates <= 1)).all()):
             raise ValueError(f"timesteps are mask rates in [0, 1]; got {rates.tolist()}")
         draws = _uniform(flat.shape, generator, flat.device)
-        if self.config.sampling == "exact_count":
+        if self.masking_rule == "exact_count":
             counts = (rates * flat.shape[1]).round().clamp(min=1).masked_fill(rates == 0, 0)
             masked = _ranks(draws) < counts[:, None]
         else:
             masked = draws < rates[:, None]
         return torch.where(masked, self.config.mask_token_id, flat).view_as(original_samples)
 
+    def select_positions(
+        self, sample: torch.Tensor, timestep: torch.Tensor | float, generator: Generator = None
+    ) -> torch.Tensor | None:
+        """Draws which masked positions the step from `timestep` settles, before the model is asked.
+
+        `sampling="halton"` draws its shifts here at the first timestep and keeps them until the next one, or until
+        `set_timesteps` is called.
+
+        Args:
+            sample: `(B, N)` int64 codes with `mask_token_id` where still masked.
+            timestep: the current entry of `timesteps`.
+            generator: source of randomness, one or a list of one per sample.
+
+        Returns:
+            `(B, N)` bool, for `step(..., positions=...)`. Where none is true the step changes nothing and takes `None`
+            for the model's output. Or `None` if the choice needs the logits (`sampling="confidence"`).
+
+        Raises:
+            ValueError: if `timestep` is unknown, or `sampling="halton"` lacks a grid that fits.
+        """
+        current, following = self._rates(timestep)
+        masked = sample == self.config.mask_token_id
+        if following == 0:
+            return masked
+        if self.config.sampling == "ancestral":
+            draws = _uniform(masked.shape, generator, masked.device)
+            return masked & (draws < (current - following) / current)
+        excess = _excess(masked, following)
+        if self.config.sampling == "confidence":
+            return None if bool((excess > 0).any()) else torch.zeros_like(masked)
+        return _first(self._priorities(masked, current, generator), masked, excess)
+
     def step(
         self,
-        model_output: torch.Tensor,
+        model_output: torch.Tensor | None,
         timestep: torch.Tensor | float,
         sample: torch.Tensor,
         *,
         temperature: float = 1.0,
         top_p: float = 1.0,
         generator: Generator = None,
+        positions: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> AbsorbingSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        r"""One reverse step from `timestep` t to the next timestep s (0 after the last): unmasks with probability (t -
-        s) / t.
+    ) -> AbsorbingSchedulerOutput | tuple[torch.Tensor, torch.Tensor | None]:
+        r"""One reverse step from `timestep` t to the next timestep s (0 after the last).
 
         Args:
-            model_output: `(B, N, K)` logits.
+            model_output: `(B, N, K)` logits; may be `None` if `positions` settle nothing.
             timestep: the current entry of `timesteps`.
             sample: `(B, N)` int64 codes with `mask_token_id` where still masked.
             temperature: divides the logits; 0 takes the likeliest code.
             top_p: draws from the smallest set of codes that holds this much probability, in (0, 1].
             generator: source of randomness, one or a list of one per sample.
+            positions: `(B, N)` bool from `select_positions`, called with the same generator just before, which is what
+                happens here where they are left out. Settled positions among them stay as they are.
             return_dict: `False` for a plain tuple.
 
         Returns:
             `AbsorbingSchedulerOutput`; after the last step no mask is left.
 
         Raises:
-            ValueError: if `temperature`, `top_p`, `timestep` or a shape is out of range.
+            ValueError: if `temperature`, `top_p` or `timestep` is out of range, a shape does not fit, or logits are
+                missing.
         """
-        self._check_step(model_output, sample, temperature, top_p)
-        current, following = self._rates(timestep)
+        _check_draw(temperature, top_p)
+        following = self._rates(timestep)[1]
+        if positions is None:
+            positions = self.select_positions(sample, timestep, generator)
+        elif positions.shape != sample.shape:
+            raise ValueError(f"positions must be {tuple(sample.shape)} as the sample; got {tuple(positions.shape)}")
         masked = sample == self.config.mask_token_id
-        reveal = self._positions_to_reveal(masked, current, following, generator)
+        candidates = masked if positions is None else masked & positions
+        _check_logits(model_output, sample, candidates)
+        noise = self._choice_noise(sample, following, generator)
         draws = _uniform(sample.shape, generator, sample.device)
-        prev_sample = sample.clone()
-        prev_sample[reveal] = _draw_codes(model_output[reveal], draws[reveal], temperature, top_p)
-        if not return_dict:
-            return prev_sample, self._fill(model_output, sample, masked)
-        return AbsorbingSchedulerOutput(prev_sample, self._fill(model_output, sample, masked))
-
-    @staticmethod
-    def _fill(model_output: torch.Tensor, sample: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        return torch.where(masked, model_output.argmax(dim=-1), sample)
+        prev_sample, filled = sample.clone(), None
+        if model_output is not None:
+            logits = model_output[candidates]
+            prev_sample[candidates] = codes = _draw_codes(logits, draws[candidates], temperature, top_p)
+            filled = torch.where(masked, model_output.argmax(dim=-1), sample)
+            if positions is None and noise is not None:
+                scores = _log_probabilities(logits, codes, temperature) + noise[candidates]
+                priorities = torch.zeros_like(noise).masked_scatter(candidates, -scores)
+                kept = _first(priorities, masked, _excess(masked, following))
+                prev_sample = torch.where(kept, prev_sample, sample)
+        return AbsorbingSchedulerOutput(prev_sample, filled) if return_dict else (prev_sample, filled)
 
     def _rates(self, timestep: torch.Tensor | float) -> tuple[float, float]:
         index = (self.timesteps - float(timestep)).abs().argmin() if len(self.timesteps) else None
@@ -155,29 +245,90 @@ class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
         last = int(index) + 1 == len(self.timesteps)
         return float(self.timesteps[index]), 0.0 if last else float(self.timesteps[index + 1])
 
-    def _positions_to_reveal(
-        self, masked: torch.Tensor, current: float, following: float, generator: Generator
-    ) -> torch.Tensor:
-        if following == 0:
-            return masked
-        draws = _uniform(masked.shape, generator, masked.device)
-        if self.config.sampling == "ancestral":
-            return masked & (draws < (current - following) / current)
-        remaining = round(following * masked.shape[1])
-        excess = masked.sum(dim=1, keepdim=True) - remaining
-        # Settled positions go to the end of the random order, so the first `excess` are masked ones.
-        return masked & (_ranks(draws.masked_fill(~masked, 2.0)) < excess)
-
-    def _check_step(self, model_output: torch.Tensor, sample: torch.Tensor, temperature: float, top_p: float) -> None:
-        if model_output.ndim != 3 or sample.shape != model_output.shape[:2]:
+    def _priorities(self, masked: torch.Tensor, current: float, generator: Generator) -> torch.Tensor:
+        """`(B, N)` float64; the positions of the smallest settle first."""
+        if self.config.sampling == "exact_count":
+            return _uniform(masked.shape, generator, masked.device)
+        if self.config.sampling == "sequential":
+            return self._sequential_ranks(masked)
+        if self._halton_ranks is None or current == self.timesteps[0]:
+            self._halton_ranks = self._draw_halton_ranks(masked, generator)
+        if self._halton_ranks.shape != masked.shape:
             raise ValueError(
-                f"model_output must be (B, N, K) and sample (B, N); got {tuple(model_output.shape)} and "
-                f"{tuple(sample.shape)}"
+                f"sample is {tuple(masked.shape)}, but the Halton orders were drawn for "
+                f"{tuple(self._halton_ranks.shape)}; call set_timesteps before another batch"
             )
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise ValueError(f"temperature must be finite and at least 0; got {temperature}")
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1]; got {top_p}")
+        return self._halton_ranks
+
+    def _draw_halton_ranks(self, masked: torch.Tensor, generator: Generator) -> torch.Tensor:
+        grid = self._code_grid
+        if grid is None or math.prod(grid) != masked.shape[1]:
+            raise ValueError(
+                f"sampling='halton' needs the sides of the grid of the {masked.shape[1]} codes; got {grid}. Call "
+                "set_timesteps(..., code_grid=...)"
+            )
+        draws = _uniform(torch.Size((len(masked), len(grid))), generator, masked.device)
+        shifts = (draws * torch.tensor(grid, dtype=draws.dtype, device=draws.device)).long()
+        return shifted_halton_ranks(grid, shifts).double()
+
+    def _sequential_ranks(self, sample: torch.Tensor) -> torch.Tensor:
+        """`(B, N)` float64 rank of each position in the fixed order."""
+        order = self.config.code_order
+        if order is not None and len(order) != sample.shape[1]:
+            raise ValueError(f"code_order has {len(order)} positions, but the sample {sample.shape[1]}")
+        count = sample.shape[1]
+        ranks = torch.arange(count) if order is None else torch.as_tensor(order).argsort()
+        return ranks.to(sample.device, torch.float64).expand(sample.shape)
+
+    def _choice_noise(self, sample: torch.Tensor, following: float, generator: Generator) -> torch.Tensor | None:
+        """`(B, N)` float64 annealed Gumbel noise of `sampling="confidence"`; the last step settles all without it."""
+        if self.config.sampling != "confidence" or following == 0:
+            return None
+        draws = _uniform(sample.shape, generator, sample.device).clamp(min=torch.finfo(torch.float64).tiny)
+        return self.config.choice_temperature * following * -(-draws.log()).log()
+
+
+def _check_config(
+    schedule: str, sampling: str, masking: str | None, choice_temperature: float, code_order: Sequence[int] | None
+) -> None:
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r} is unknown; choose one of {SCHEDULES}")
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling={sampling!r} is unknown; choose one of {SAMPLINGS}")
+    if masking is not None and masking not in MASKINGS:
+        raise ValueError(f"masking={masking!r} is unknown; choose one of {MASKINGS}, or None")
+    if not (math.isfinite(choice_temperature) and choice_temperature >= 0):
+        raise ValueError(f"choice_temperature must be finite and at least 0; got {choice_temperature}")
+    if code_order is not None and sorted(code_order) != list(range(len(code_order))):
+        raise ValueError(f"code_order must hold each of 0 to N - 1 once; got {list(code_order)}")
+
+
+def _check_draw(temperature: float, top_p: float) -> None:
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be finite and at least 0; got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1]; got {top_p}")
+
+
+def _check_logits(model_output: torch.Tensor | None, sample: torch.Tensor, candidates: torch.Tensor) -> None:
+    if model_output is None:
+        if bool(candidates.any()):
+            raise ValueError("model_output is None, but this step settles codes; give logits (B, N, K)")
+    elif model_output.ndim != 3 or sample.shape != model_output.shape[:2]:
+        raise ValueError(
+            f"model_output must be (B, N, K) and sample (B, N); got {tuple(model_output.shape)} and "
+            f"{tuple(sample.shape)}"
+        )
+
+
+def _excess(masked: torch.Tensor, following: float) -> torch.Tensor:
+    """`(B, 1)` positions to settle so that `round(following * N)` masks are left; negative where there are fewer."""
+    return masked.sum(dim=1, keepdim=True) - round(following * masked.shape[1])
+
+
+def _first(priorities: torch.Tensor, masked: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Of each row's masked positions the `count` ones of the smallest priorities."""
+    return masked & (_ranks(priorities.masked_fill(~masked, torch.inf)) < count)
 
 
 def _uniform(shape: torch.Size, generator: Generator, device: torch.device) -> torch.Tensor:
@@ -207,6 +358,13 @@ def _draw_codes(logits: torch.Tensor, draws: torch.Tensor, temperature: float, t
     # right=True skips codes of zero probability; the last code with any bounds what rounding might push beyond it.
     last = (probabilities > 0).long().cumsum(dim=-1).argmax(dim=-1)
     return torch.searchsorted(cumulative, targets, right=True).squeeze(-1).minimum(last)
+
+
+def _log_probabilities(logits: torch.Tensor, codes: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probabilities `(M,)`, float64, of `(M,)` codes in the distribution they are drawn from (before `top_p` cuts
+    it), at temperature 0 in the model's own."""
+    logs = torch.log_softmax(logits.double() / (temperature or 1.0), dim=-1)
+    return logs.gather(-1, codes[:, None]).squeeze(-1)
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
