@@ -9,6 +9,10 @@ Any flag of the YAML file can be given on the command line; fields of the model 
 `--model.quantizer.codebook_size 1024 --processor.hu_window "[-1000, 1000]"`. An image data set (`--data_type images`)
 is a folder with MNIST-format files, a folder of images or the id of a `datasets` data set; its processor has one field,
 the `size` of the square images.
+
+With `--adversarial_weight` above 0 a patch discriminator judges the reconstructions (VQGAN: hinge loss, adaptive
+weight), from the step `--discriminator.start_step` on; `--perceptual_model FOLDER`, a pretrained backbone such as a
+ResNet in transformers' format, adds a distance of its features.
 """
 
 import tempfile
@@ -23,14 +27,16 @@ from hf_vq import CodebookUsage, VQTokenizer, VQTokenizerConfig
 from hf_vq.evaluation.optional import import_extra
 from hf_vq.evaluation.sheets import save_reconstruction_sheet
 from hf_vq.files import move_files_into
-from hf_vq.training.arguments import TrainingArguments, check_fields, parse_arguments, run
+from hf_vq.training.arguments import check_fields, parse_arguments, run
+from hf_vq.training.data_augmentation import ShiftAndFlip
 from hf_vq.training.diagnostics import codebook_figures, gradient_gap
 from hf_vq.training.run import TrainingRun, make_accelerator
 from hf_vq.training.tokenizer_data import DATA_TYPES, TokenizerData, open_tokenizer_data
+from hf_vq.training.tokenizer_objective import ObjectiveArguments, TokenizerObjective
 
 
 @dataclass
-class TokenizerArguments(TrainingArguments):
+class TokenizerArguments(ObjectiveArguments):
     """Flags of this script."""
 
     data_type: str = field(default="paired", metadata={"help": f"Kind of --data, one of {DATA_TYPES}."})
@@ -40,6 +46,9 @@ class TokenizerArguments(TrainingArguments):
     )
     cache_data: bool = field(default=False, metadata={"help": "Keep all processed samples in memory."})
     num_sheet_samples: int = field(default=4, metadata={"help": "Samples on a validation sheet."})
+    augmentation: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Training samples: max_shift and flip_axes, see ShiftAndFlip."}
+    )
     processor: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of the processor's config."})
 
 
@@ -88,24 +97,26 @@ def main() -> None:
     accelerator = make_accelerator(args)
     check_fields(args.model, VQTokenizerConfig, "--model")
     config = VQTokenizerConfig(**args.model)
+    check_fields(args.augmentation, ShiftAndFlip, "--augmentation")
+    augment = ShiftAndFlip(**args.augmentation)
     import_extra("matplotlib")  # the first validation draws a sheet: better to stop now than then
     columns = {name: getattr(args, name) for name in ("image_column", "label_column")}
     data = open_tokenizer_data(args.data_type, args.data, config, args.processor, args.cache_data, columns)
 
-    training = TrainingRun(accelerator, VQTokenizer(config), args)
+    model = VQTokenizer(config)  # before the discriminator, whose random weights come after the tokenizer's
+    objective = TokenizerObjective(args, config, data.value_range, accelerator.device)
+
+    training = TrainingRun(accelerator, model, args, objective.adversary)
     training.model.train()
     usage = usage_of(config)  # of all batches since the last validation
-    for batch in training.dataloader(data.train):
-        with accelerator.accumulate(training.model):
-            images = data.pixels_of(batch)
+    for index, batch in enumerate(training.dataloader(data.train)):
+        generator = training.generator(index % args.gradient_accumulation_steps)
+        with training.accumulate():
+            images = augment(data.pixels_of(batch), generator)
             training.move_codes(images)
             output = training.model(images)
             usage.update(output.codes)
-            figures = {
-                name: output[name]
-                for name in ("reconstruction_loss", "commitment_loss", "codebook_loss", "perplexity", "active_fraction")
-            }
-            stepped = training.optimize(output.loss, figures)
+            stepped = training.optimize(*objective(training, output, images, generator))
         if stepped and training.validation_due:
             training.log({f"train_{k}": v for k, v in usage.compute(accelerator.device).items()})
             usage = usage_of(config)

@@ -42,6 +42,10 @@ VOLUME = [
     f"[{SPACING}, {SPACING}, {SPACING}]",
 ]
 VIEW = [*MODEL, "--model.spatial_dims", "2", "--processor.size", "{height: 16, width: 16}"]
+ADVERSARIAL = [
+    *("--adversarial_weight", "0.5", "--discriminator.channels", "4", "--discriminator.num_layers", "2"),
+    *("--discriminator.start_step", "2", "--gradient_accumulation_steps", "2", "--train_batch_size", "2"),
+]
 TRANSFORMER = ["--model.hidden_size", "16", "--model.num_layers", "2", "--model.num_heads", "2"]
 
 
@@ -196,19 +200,51 @@ def test_a_resumed_training_equals_an_uninterrupted_one(chain, tmp_path, script)
         assert torch.equal(resumed[name], value), name
 
 
-def test_two_processes_train_together_and_leave_together(chain, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        SCRIPTS / "train_tokenizer.py",
-    ]
-    flags = ["--data", chain / "cohort", "--output_dir", tmp_path / "run", *SHORT, *VIEW, "--train_batch_size", "2"]
+def test_a_training_with_a_discriminator_resumes_exactly_and_with_it_only(chain, tmp_path, capsys):
+    flags = ["--data", chain / "cohort", *VOLUME, *SHORT, "--logging_steps", "1"]
+    call("train_tokenizer.py", *flags, *ADVERSARIAL, "--output_dir", tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-0000003", tmp_path / "run" / "checkpoint-0000003")
+    flags += ["--output_dir", tmp_path / "run", "--resume_from_checkpoint", "latest"]
+    assert "['discriminator']" in fails(capsys, "train_tokenizer.py", *flags)
+    call("train_tokenizer.py", *flags, *ADVERSARIAL)
+
+    whole, resumed = (
+        [json.loads(line) for line in (tmp_path / name / "logs.jsonl").read_text().splitlines()]
+        for name in ("whole", "run")
+    )
+    assert resumed == [row for row in whole if row["step"] > 3]
+    heard = {"discriminator_loss", "real_logits", "fake_logits", "adversarial_loss", "adaptive_weight"}
+    trained = [row for row in whole if "loss" in row]
+    assert [heard <= set(row) for row in trained] == [False, False, True, True, True, True]  # start_step 2
+    for file in ("model.safetensors", "model_1.safetensors"):
+        first, last, again = (
+            load_file(tmp_path / run / step / file)
+            for run, step in (
+                ("whole", "checkpoint-0000003"),
+                ("whole", "checkpoint-0000006"),
+                ("run", "checkpoint-0000006"),
+            )
+        )
+        assert all(torch.equal(value, again[name]) for name, value in last.items())
+        assert any(not torch.equal(value, first[name]) for name, value in last.items())
+
+
+def run_in_two_processes(*command):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*map(str, command), *map(str, flags)], check=True, timeout=200, env=environment)
+    subprocess.run([*launcher, *map(str, command)], check=True, timeout=200, env=environment)
+
+
+def test_two_processes_train_together_with_a_discriminator(chain, tmp_path):
+    flags = ["--data", chain / "cohort", "--output_dir", tmp_path / "run", *SHORT, *VIEW, *ADVERSARIAL]
+    run_in_two_processes(SCRIPTS / "train_tokenizer.py", *flags)
+    before, after = (load_file(tmp_path / "run" / f"checkpoint-000000{n}" / "model_1.safetensors") for n in (3, 6))
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_two_processes_train_together_and_leave_together(chain, tmp_path):
+    flags = ["--data", chain / "cohort", "--output_dir", tmp_path / "run", *SHORT, *VIEW, "--train_batch_size", "2"]
+    run_in_two_processes(SCRIPTS / "train_tokenizer.py", *flags)
     model = VQTokenizer.from_pretrained(tmp_path / "run")
     assert int(model.quantizer.codebook.num_batches) == 6
     assert (tmp_path / "run" / "checkpoint-0000006" / "random_states_1.pkl").is_file()
@@ -241,6 +277,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(chain, tmp_path, capsys):
         (
             ["train_tokenizer.py", "--data", chain / "cohort", "--output_dir", out, "--logging_steps", "0"],
             "logging_steps",
+        ),
+        (
+            ["train_tokenizer.py", "--data", chain / "cohort", "--output_dir", out, "--discriminator.depth", "3"],
+            "the fields are ['channels', 'num_layers'",
+        ),
+        (
+            ["train_tokenizer.py", "--data", chain / "cohort", "--output_dir", out, "--perceptual_model", out / "no"],
+            "no",
         ),
         (["train_code_transformer.py", "--data", chain / "codes", "--output_dir", out], "--volume_tokenizer"),
         (

@@ -4,9 +4,9 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -65,6 +65,24 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     return accelerator
 
 
+class Companion(Protocol):
+    """A second network with an optimizer of its own that is trained beside the model, such as a discriminator.
+
+    Attributes:
+        model: the network; its gradients are exchanged between processes when the model's are.
+    """
+
+    model: nn.Module
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Plain values that a checkpoint and the training that resumes from it must agree on."""
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Hands the network and its optimizer to `accelerator.prepare`, and other state to
+        `accelerator.register_for_checkpointing`."""
+
+
 class TrainingRun:
     """Model, optimizer, schedule, averaged weights and step counter of a training, saved and restored as one.
 
@@ -72,10 +90,14 @@ class TrainingRun:
         accelerator: from `make_accelerator`.
         model: the model to train; `save_pretrained` is used at the end.
         args: the script's flags.
+        companion: what is trained, saved and restored with the model. It takes its step before `optimize` is called,
+            which writes the checkpoints.
     """
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, args: TrainingArguments) -> None:
-        self.accelerator, self.args, self.step = accelerator, args, 0
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, args: TrainingArguments, companion: Companion | None = None
+    ) -> None:
+        self.accelerator, self.args, self.step, self._companion = accelerator, args, 0, companion
         self.output_dir = Path(args.output_dir)
         if accelerator.is_main_process:
             if args.overwrite and not args.resume_from_checkpoint and self.output_dir.is_dir():
@@ -106,6 +128,8 @@ class TrainingRun:
         accelerator.register_for_checkpointing(self.lr_scheduler, self.ema)
         if self.alternating is not None:
             accelerator.register_for_checkpointing(self.alternating)
+        if companion is not None:
+            companion.prepare(accelerator)
         if accelerator.log_with:
             accelerator.init_trackers("hf_vq", config={k: str(v) for k, v in vars(args).items()})
         if args.resume_from_checkpoint:
@@ -135,6 +159,11 @@ class TrainingRun:
             persistent_workers=args.dataloader_num_workers > 0,
         )
         return self.accelerator.prepare(loader)
+
+    def accumulate(self) -> AbstractContextManager[None]:
+        """Context of all that is done with one batch: only the last before an optimizer step exchanges gradients."""
+        companions = [] if self._companion is None else [self._companion.model]
+        return self.accelerator.accumulate(self.model, *companions)
 
     def generator(self, batch_index: int) -> torch.Generator:
         """CPU generator for the noise of one batch: it depends on seed, step, rank and batch, not on a resume."""
@@ -269,6 +298,7 @@ class TrainingRun:
             "step": self.step,
             "model_class": type(self.unwrapped_model).__name__,
             "config": _config_of(self.unwrapped_model),
+            "companion": {} if self._companion is None else self._companion.settings,
         }
         (folder / CHECKPOINT_INFO).write_text(json.dumps(info, default=str), encoding="utf-8")
 
@@ -283,6 +313,8 @@ class TrainingRun:
         config = json.loads(json.dumps(_config_of(model), default=str))
         # A field that is younger than the checkpoint had no choice then.
         changed = sorted(k for k in info["config"] if config.get(k) != info["config"][k])
+        then, now = info.get("companion", {}), {} if self._companion is None else self._companion.settings
+        changed += sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
         if changed:
             raise ValueError(
                 f"{path} was made with other values of {changed}; resume with the config it was started with"
