@@ -5,8 +5,8 @@
     python scripts/encode_codes.py --data /usr/share/datasets/fashion-mnist --tokenizer tokenizer --output_dir codes
 
 The result has the splits train, validation and, where the data have one, test. Of paired data it holds for each subject
-the columns `subject`, `codes` (the volume's grid) and one per view (that view's grid); of images the columns `codes`
-and `label`. Codes are int32.
+the columns `subject`, `codes` (the volume's grid), one per view (that view's grid) and, where the data name classes,
+`label`; of images the columns `codes` and `label`. Codes are int32.
 """
 
 import argparse
@@ -75,6 +75,13 @@ def check_views(source: str, datasets: dict[str, PairedDataset]) -> None:
         raise ValueError(f"{source}: found the views {found}, expected the same in all splits; complete metadata.csv")
 
 
+def class_names(datasets: dict[str, PairedDataset]) -> list[str]:
+    """Names of all classes in all splits, sorted; none where a split has no column of labels."""
+    if any(dataset.labels is None for dataset in datasets.values()):
+        return []
+    return sorted({label for dataset in datasets.values() for label in dataset.labels or () if label})
+
+
 @torch.no_grad()
 def encode_subjects(
     dataset: PairedDataset, volume_tokenizer: VQTokenizer, view_tokenizer: VQTokenizer, batch_size: int
@@ -100,11 +107,15 @@ def encode_paired(args: argparse.Namespace, device: torch.device) -> DatasetDict
     }
     datasets = open_splits(lambda split: PairedDataset(args.data, split, **processors))
     check_views(args.data, datasets)
-    splits = {}
+    classes, splits = class_names(datasets), {}
     for split, dataset in datasets.items():
         rows = list(encode_subjects(dataset, volume_tokenizer, view_tokenizer, args.batch_size))
         grids = {name: Array2D(rows[0][name].shape, "int32") for name in dataset.view_names}
         grids["codes"] = Array3D(rows[0]["codes"].shape, "int32")
+        if classes:
+            grids["label"] = ClassLabel(names=classes)
+            for row, label in zip(rows, dataset.labels, strict=True):
+                row["label"] = classes.index(label) if label else -1
         splits[split] = Dataset.from_list(rows, features=Features({"subject": Value("string"), **grids}))
     return DatasetDict(splits)
 

@@ -33,6 +33,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
     Attributes:
         subjects: name of each subject.
         view_names: name of each view.
+        labels: name of each subject's class, empty where it is not known; None without a column label.
         beam: rays with which the views were rendered from the volumes; None where nothing says that they were.
 
     Raises:
@@ -52,6 +53,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
         self._name = f"{source} ({split})"
         self.subjects = self._source.subjects
         self.view_names = self._source.view_names
+        self.labels = self._source.labels
         self.beam = rendered_beam(source)
         if view_processor is not None and not self.view_names:
             raise ValueError(f"{self._name}: found no view columns, expected at least one such as 'frontal'; add one")

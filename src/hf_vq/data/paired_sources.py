@@ -15,6 +15,7 @@ from ..processors.scans import read_errors
 from .splits import MissingSplitError
 
 METADATA_FILE = "metadata.csv"
+LABEL_COLUMN = "label"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", *DICOM_SUFFIXES)
 
 
@@ -23,6 +24,7 @@ class PairedSource(Protocol):
 
     subjects: list[str]
     view_names: list[str]
+    labels: list[str] | None
 
     def volume(self, index: int) -> Any:
         """Returns a subject's volume as a nibabel image, HU, or the path of one."""
@@ -34,7 +36,8 @@ class PairedSource(Protocol):
 class FolderSource:
     """A split's folder: volumes, images and a metadata.csv with the columns file_name, one per view, and subject.
 
-    Every other column that holds the names of image files or of DICOM radiographs (.dcm) is a view.
+    Every other column that holds the names of image files or of DICOM radiographs (.dcm) is a view. A column label
+    names the class of each subject, empty where it is not known.
 
     Args:
         folder: folder of the split.
@@ -51,6 +54,7 @@ class FolderSource:
         found = [name for name in columns if name not in ("file_name", "subject") and _holds_images(rows, name)]
         self.view_names = chosen_views(found, views, str(folder / METADATA_FILE))
         self.subjects = unique_subjects([row["subject"] for row in rows], str(folder / METADATA_FILE))
+        self.labels = [row[LABEL_COLUMN] for row in rows] if LABEL_COLUMN in columns else None
         self._volumes = [self._path(row, "file_name") for row in rows]
         self._views = {view: [self._path(row, view) for row in rows] for view in self.view_names}
 
@@ -85,6 +89,8 @@ class FolderSource:
 class DatasetSource:
     """A split of a `datasets` data set with the columns volume (Nifti or path), one Image per view, and subject.
 
+    A column label (ClassLabel or strings) names the class of each subject.
+
     Args:
         dataset: the split, a `datasets.Dataset`.
         name: what errors call it.
@@ -108,6 +114,7 @@ class DatasetSource:
         found = [column for column, feature in dataset.features.items() if isinstance(feature, ImageFeature)]
         self.view_names = chosen_views(found, views, name)
         self.subjects = unique_subjects([str(subject) for subject in dataset["subject"]], name)
+        self.labels = _label_names(dataset) if LABEL_COLUMN in dataset.column_names else None
         # one column at a time, so that reading a view does not decode the volume
         self._columns = {column: dataset.select_columns([column]) for column in ("volume", *self.view_names)}
 
@@ -179,6 +186,15 @@ def looks_like_path(source: str | Path) -> bool:
     parts = text.split("/")
     has_marks = text.startswith((".", "/", "~")) or len(parts) > 2 or parts[-1] == "" or "\\" in text
     return isinstance(source, Path) or has_marks or (len(parts) == 2 and Path(parts[0]).exists())
+
+
+def _label_names(dataset: Any) -> list[str]:
+    """Name of each row's class, empty where there is none."""
+    names = getattr(dataset.features[LABEL_COLUMN], "names", None)
+    values = dataset[LABEL_COLUMN]
+    if names is None:
+        return ["" if value is None else str(value) for value in values]
+    return ["" if value is None or value < 0 else names[value] for value in values]
 
 
 def _load_saved(folder: Path, split: str) -> Any:

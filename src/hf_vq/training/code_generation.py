@@ -9,10 +9,17 @@ from ..models import CodeTransformer, VQTokenizer, load_tokenizer
 from ..pipelines import CodeGenerationPipeline
 from ..schedulers import AbsorbingScheduler
 from .arguments import check_fields
-from .codes import CodeRows, CodeTransformerArguments, bits_per_code, check_codes, load_codes
+from .codes import (
+    CodeRows,
+    CodeTransformerArguments,
+    bits_per_code,
+    check_codes,
+    class_fields,
+    inference_steps,
+    load_codes,
+    make_scheduler,
+)
 
-# Enough for guidance and for images without a label, as in published class-conditional models.
-DEFAULT_LABEL_DROPOUT = 0.1
 VALIDATION_BATCH_SIZE = 64
 
 
@@ -81,7 +88,7 @@ class CodeGenerationTask:
         output: Any = self.pipeline(
             labels,
             num_images_per_prompt=images_per_row,
-            num_inference_steps=self._args.num_inference_steps,
+            num_inference_steps=inference_steps(transformer, self._args.num_inference_steps),
             generator=torch.Generator().manual_seed(self._args.seed),
             output_type="pt",
         )
@@ -94,24 +101,13 @@ class CodeGenerationTask:
         check_fields(args.model, CodeTransformer, "--model")
         check_fields(args.scheduler, AbsorbingScheduler, "--scheduler")
         check_codes(self.train_codes, {"codes": ("tokenizer", tokenizer)})
-        classes = _class_fields(args.data, codes) if args.class_conditional else {}
+        classes = class_fields(args.data, codes) if args.class_conditional else {}
         num_codes, code_grid = tokenizer.config.quantizer_config.codebook_size, codes.features["codes"].shape
         fields = {"num_codes": num_codes, "code_grid": code_grid, "context_dim": None, **classes, **args.model}
         transformer = CodeTransformer(**fields)
         if args.initialize_from_codebooks:
             transformer.initialize_from_codebooks(tokenizer.quantizer.effective_codebook.detach().cpu())
-        scheduler = AbsorbingScheduler(**{"mask_token_id": transformer.mask_token_id, **args.scheduler})
+        scheduler = make_scheduler(transformer, args.scheduler)
         pipeline = CodeGenerationPipeline(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-
-def _class_fields(source: str, codes: Dataset) -> dict[str, Any]:
-    """Fields of a class-conditional transformer that the column of labels determines."""
-    names = getattr(codes.features.get("label"), "names", None)
-    if not names:
-        raise ValueError(
-            f"--data {source}: a class-conditional model needs a column 'label' of type ClassLabel, as encode_codes.py "
-            f"writes it; found {codes.column_names}. Encode images, or pass --class_conditional false."
-        )
-    return {"num_classes": len(names), "label_dropout": DEFAULT_LABEL_DROPOUT, "id2label": dict(enumerate(names))}

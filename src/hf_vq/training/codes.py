@@ -15,6 +15,8 @@ from ..schedulers import AbsorbingScheduler
 from .arguments import TrainingArguments
 from .losses import CODE_LOSSES, MASK_RATES, masked_code_loss
 
+# Enough for guidance and for samples without a label, as in published class-conditional models.
+DEFAULT_LABEL_DROPOUT = 0.1
 VALIDATION_RATES = (0.25, 0.5, 0.75, 1.0)
 Conditions = Callable[[torch.Tensor], dict[str, Any]]
 
@@ -175,3 +177,31 @@ def bits_per_code(
                 logits = model(noisy, **arguments_of(rows)).sample
                 nats[name] += float(masked_code_loss(logits, true, masked, rates, "mlm")) * len(true)
     return {name: total / (num_rows * math.log(2)) for name, total in nats.items()}
+
+
+def class_fields(source: str, codes: Dataset) -> dict[str, Any]:
+    """Fields of a class-conditional transformer that the column of labels determines."""
+    names = getattr(codes.features.get("label"), "names", None)
+    if not names:
+        raise ValueError(
+            f"--data {source}: a class-conditional model needs a column 'label' of type ClassLabel, as encode_codes.py "
+            f"writes it; found {codes.column_names}. Encode images, or pass --class_conditional false."
+        )
+    return {"num_classes": len(names), "label_dropout": DEFAULT_LABEL_DROPOUT, "id2label": dict(enumerate(names))}
+
+
+def make_scheduler(transformer: CodeTransformer, fields: Mapping[str, Any]) -> AbsorbingScheduler:
+    """The scheduler with which a transformer is trained and saved: of a causal one, in its order.
+
+    Args:
+        transformer: knows the mask and, if it is causal, the order of the codes.
+        fields: of the scheduler's config, which override these.
+    """
+    config = transformer.config
+    order = {"sampling": "sequential", "code_order": config.code_order} if config.causal else {}
+    return AbsorbingScheduler(**{"mask_token_id": transformer.mask_token_id, **order, **fields})
+
+
+def inference_steps(transformer: CodeTransformer, asked_for: int) -> int:
+    """Sampling steps of a validation: those asked for, or of a causal model one for each code."""
+    return math.prod(transformer.config.code_grid) if transformer.config.causal else asked_for

@@ -1,5 +1,6 @@
 """Training a code transformer that turns views into volumes: its pipeline, its conditions and its validation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,16 @@ from ..processors import CTVolumeProcessor, XrayImageProcessor
 from ..processors.geometry import VOLUME_AXES, is_view, view_axes
 from ..schedulers import AbsorbingScheduler
 from .arguments import check_fields
-from .codes import CodeRows, CodeTransformerArguments, bits_per_code, check_codes, load_codes
+from .codes import (
+    CodeRows,
+    CodeTransformerArguments,
+    bits_per_code,
+    check_codes,
+    class_fields,
+    inference_steps,
+    load_codes,
+    make_scheduler,
+)
 
 
 class ViewsToVolumeTask:
@@ -55,7 +65,17 @@ class ViewsToVolumeTask:
         if self._args.shuffle_view_order:
             order = torch.rand(context.shape[:2], generator=generator).argsort(dim=1).to(context.device)
             context = context.take_along_dim(order[:, :, None, None], dim=1)
-        return {"context": context, "view_mask": self.pipeline.transformer.drop_views(len(context), generator)}
+        transformer = self.pipeline.transformer
+        shown = transformer.drop_views(len(context), generator)
+        return {"context": context, "view_mask": shown, **self._labels(batch, generator)}
+
+    def _labels(self, rows: dict[str, torch.Tensor], generator: torch.Generator | None = None) -> dict[str, Any]:
+        """The class labels of some rows, for a model with classes; with a generator some are dropped."""
+        transformer = self.pipeline.transformer
+        if transformer.config.num_classes is None:
+            return {}
+        labels = rows["label"]
+        return {"class_labels": labels if generator is None else transformer.drop_labels(labels, generator)}
 
     def _context(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """`(B, V, context_tokens, context_dim)` vectors of the views' codes through the effective codebook."""
@@ -71,9 +91,13 @@ class ViewsToVolumeTask:
         """
         rows = {name: column.to(self._device) for name, column in self._validation_codes.columns.items()}
         context, count = self._context(rows), len(self._validation_codes)
+
+        def labels_of(index: torch.Tensor) -> dict[str, Any]:
+            return self._labels({"label": rows["label"][index]}) if "label" in rows else {}
+
         conditions = {
-            "validation_bits": lambda index: {"context": context[index]},
-            "validation_bits_shuffled": lambda index: {"context": context[(index + 1) % count]},
+            "validation_bits": lambda index: {"context": context[index], **labels_of(index)},
+            "validation_bits_shuffled": lambda index: {"context": context[(index + 1) % count], **labels_of(index)},
         }
         figures = bits_per_code(model, self.pipeline.scheduler, rows["codes"], conditions, self._args.seed)
         return figures if self._validation_data is None else figures | self._psnr(self._validation_data)
@@ -89,13 +113,21 @@ class ViewsToVolumeTask:
             sources = [chosen[(i + shift) % len(chosen)] for i in range(len(chosen))]
             output: Any = self.pipeline(
                 {name: [data.view_image(i, name) for i in sources] for name in self._names},
-                num_inference_steps=self._args.num_inference_steps,
+                num_inference_steps=inference_steps(self.pipeline.transformer, self._args.num_inference_steps),
+                class_labels=self._class_labels(data, chosen),
                 generator=torch.Generator().manual_seed(self._args.seed),
                 output_type="pt",
             )
             errors = (output.volumes.cpu().clamp(low, high) - true).square().flatten(1).mean(dim=1)
             figures[label] = float((10 * torch.log10((high - low) ** 2 / errors)).mean())
         return figures
+
+    def _class_labels(self, data: PairedDataset, subjects: Sequence[int]) -> list[str | None] | None:
+        """Names of the subjects' classes, for a model with classes."""
+        if self.pipeline.transformer.config.num_classes is None:
+            return None
+        labels = data.labels or [""] * len(data)
+        return [labels[index] or None for index in subjects]
 
     def _build_pipeline(self, codes: Dataset) -> ViewsToVolumePipeline:
         args = self._args
@@ -110,14 +142,15 @@ class ViewsToVolumeTask:
         }
         check_fields(args.model, CodeTransformer, "--model")
         check_fields(args.scheduler, AbsorbingScheduler, "--scheduler")
-        transformer = CodeTransformer(**_transformer_fields(args.model, codes, parts))
+        classes = class_fields(args.data, codes) if args.class_conditional and "label" in codes.features else {}
+        transformer = CodeTransformer(**_transformer_fields({**classes, **args.model}, codes, parts))
         sources = {name: ("view_tokenizer", parts["view_tokenizer"]) for name in transformer.view_names}
         check_codes(self.train_codes, {"codes": ("volume_tokenizer", parts["volume_tokenizer"]), **sources})
         if args.initialize_from_codebooks:
             tokenizers = (parts["volume_tokenizer"], parts["view_tokenizer"])
             codebooks = (tokenizer.quantizer.effective_codebook.detach().cpu() for tokenizer in tokenizers)
             transformer.initialize_from_codebooks(*codebooks)
-        scheduler = AbsorbingScheduler(**{"mask_token_id": transformer.mask_token_id, **args.scheduler})
+        scheduler = make_scheduler(transformer, args.scheduler)
         pipeline = ViewsToVolumePipeline(transformer=transformer, scheduler=scheduler, **parts)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
