@@ -146,6 +146,67 @@ def test_validation_compares_right_and_shuffled_views(chain):
     assert expected <= set().union(*logs)
 
 
+def train_transformer(chain, codes, output, *flags):
+    """A pipeline around a transformer trained on other codes, or in another way, than the chain's."""
+    tokenizers = ["--volume_tokenizer", chain / "volume", "--view_tokenizer", chain / "view"]
+    data = ["--data", codes, *tokenizers, "--validation_data", chain / "cohort", "--num_inference_steps", 2]
+    call("train_code_transformer.py", *data, "--output_dir", output, *SHORT, *TRANSFORMER, *flags)
+    return ViewsToVolumePipeline.from_pretrained(output)
+
+
+def test_classes_guidance_and_missing_views_from_metadata_to_pipeline(chain, tmp_path):
+    cohort = tmp_path / "cohort"
+    shutil.copytree(chain / "cohort", cohort)
+    for number, path in enumerate(sorted(cohort.glob("*/metadata.csv"))):
+        rows = list(csv.DictReader(path.open(newline="")))
+        for row, label in zip(rows, ["sick", "well", ""] if number else ["well"] * 3, strict=False):
+            row["label"] = label
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    tokenizers = ["--volume_tokenizer", chain / "volume", "--view_tokenizer", chain / "view"]
+    call("encode_codes.py", "--data", cohort, *tokenizers, "--output_dir", tmp_path / "codes")
+    codes = load_from_disk(tmp_path / "codes")
+    assert codes["train"].features["label"].names == ["sick", "well"]
+    assert codes["train"]["label"][:3] == [0, 1, -1]
+    dropout = ["--model.view_dropout", "0.5", "--model.context_dropout", "0.5"]
+    options = ["--mask_rates", "cosine", "--code_vector_weight", "1", "--soft_target_temperature", "0.5"]
+    more = ["--shuffle_view_order", "true", "--initialize_from_codebooks", "false"]
+    pipeline = train_transformer(chain, tmp_path / "codes", tmp_path / "pipeline", *dropout, *options, *more)
+    assert pipeline.transformer.label2id == {"sick": 0, "well": 1}
+    frontal = {"frontal": str(cohort / "test" / "test_0_frontal.png")}
+    output = pipeline(frontal, 2, class_labels="well", guidance_scale=2.0, output_type="pt")
+    assert output.volumes.shape == (1, 1, SIDE, SIDE, SIDE)
+
+
+def test_autoregressive_baseline_is_trained_and_settles_one_code_per_step(chain, tmp_path):
+    causal = ["--model.causal", "true", "--model.context_attention", "prefix"]
+    pipeline = train_transformer(chain, chain / "codes", tmp_path / "pipeline", *causal)
+    assert pipeline.scheduler.config.sampling == "sequential"
+    views = {name: str(chain / "cohort" / "test" / f"test_0_{name}.png") for name in ("frontal", "lateral")}
+    pipeline(views, num_inference_steps=64, output_type="latent")
+    assert pipeline.num_network_evaluations == 64
+    logs = [json.loads(line) for line in (tmp_path / "pipeline" / "logs.jsonl").read_text().splitlines()]
+    assert {"validation_bits", "validation_psnr_shuffled"} <= set().union(*logs)
+
+
+def test_conditioning_is_ablated_arm_by_arm_and_not_trained_twice(chain, tmp_path, capsys):
+    flags = ["--data", chain / "codes", "--volume_tokenizer", chain / "volume", "--view_tokenizer", chain / "view"]
+    flags += ["--num_inference_steps", 2, *SHORT, *TRANSFORMER, "--output_dir", tmp_path]
+    assert "--validation_data is missing" in fails(capsys, "ablate_conditioning.py", *flags)
+    flags += ["--validation_data", chain / "cohort"]
+    assert "['typo'] are unknown" in fails(capsys, "ablate_conditioning.py", *flags, "--arms", "typo")
+    call("ablate_conditioning.py", *flags, "--arms", "config", "as the paper")
+    report = json.loads((tmp_path / "conditioning.json").read_text())
+    assert [row["arm"] for row in report["rows"]] == ["config", "as the paper"]
+    assert {row["steps"] for row in report["rows"]} == {6}
+    written = (tmp_path / "config-0" / "logs.jsonl").stat().st_mtime_ns
+    call("ablate_conditioning.py", *flags, "--arms", "config")
+    assert (tmp_path / "config-0" / "logs.jsonl").stat().st_mtime_ns == written
+    assert "| config | 1 |" in (tmp_path / "conditioning.md").read_text()
+
+
 def test_averaged_weights_are_the_ones_saved(chain):
     pipeline = ViewsToVolumePipeline.from_pretrained(chain / "pipeline")
     for folder, name, model in (
