@@ -7,7 +7,8 @@ Writes `<subject>_<sample>.nii.gz` and `metadata.csv` (file_name, subject, sampl
 gets the views of the next one: the control that tells whether a model reads its views. `--uncertainty` adds
 `<subject>_mean.nii.gz` and `<subject>_std.nii.gz`, mean and standard deviation over a subject's volumes in HU, which
 metadata.csv does not list, since they are no samples. `--select_by_reprojection` draws all volumes and keeps the one of
-each subject whose views, rendered from it with parallel rays, agree best with the given ones.
+each subject whose views, rendered from it with the data set's rays (parallel where it names none), agree best with the
+given ones. A model with classes gets those of the data's column `label`.
 """
 
 import argparse
@@ -94,6 +95,13 @@ def load_pipeline(args: argparse.Namespace) -> ViewsToVolumePipeline:
     return pipeline
 
 
+def labels_of(pipeline: ViewsToVolumePipeline, dataset: PairedDataset, subjects: range) -> list[str | None] | None:
+    """Classes of a few subjects, as the data name them, for a model with classes."""
+    if pipeline.transformer.config.num_classes is None:
+        return None
+    return [(dataset.labels[index] or None) if dataset.labels else None for index in subjects]
+
+
 def generate_batch(
     pipeline: ViewsToVolumePipeline, dataset: PairedDataset, subjects: range, args: argparse.Namespace
 ) -> Iterator[tuple[str, str, Any]]:
@@ -112,6 +120,8 @@ def generate_batch(
         guidance_scale=args.guidance_scale,
         return_uncertainty=args.uncertainty,
         select_by_reprojection=args.select_by_reprojection,
+        beam=dataset.beam,
+        class_labels=labels_of(pipeline, dataset, subjects),
     )
     count = len(output.volumes) // len(subjects)
     for place, index in enumerate(subjects):

@@ -178,6 +178,9 @@ def test_classes_guidance_and_missing_views_from_metadata_to_pipeline(chain, tmp
     frontal = {"frontal": str(cohort / "test" / "test_0_frontal.png")}
     output = pipeline(frontal, 2, class_labels="well", guidance_scale=2.0, output_type="pt")
     assert output.volumes.shape == (1, 1, SIDE, SIDE, SIDE)
+    flags = ["--pipeline", tmp_path / "pipeline", "--data", cohort, "--num_inference_steps", 2]
+    call("generate.py", *flags, "--output_dir", tmp_path / "generated", "--guidance_scale", 2, "--views", "lateral")
+    assert len(list((tmp_path / "generated").glob("*.nii.gz"))) == COUNTS["test"]
 
 
 def test_autoregressive_baseline_is_trained_and_settles_one_code_per_step(chain, tmp_path):
