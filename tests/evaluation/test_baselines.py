@@ -1,8 +1,11 @@
 """The trivial predictors do exactly what their names say."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from hf_vq.evaluation import baselines
 from hf_vq.evaluation.baselines import fit_ridge, mean_volume, nearest_subjects
 
 
@@ -54,6 +57,37 @@ def test_ridge_equals_its_primal_closed_form() -> None:
     solution = np.linalg.solve(centred.T @ centred + penalty * np.eye(24), centred.T @ (y - y.mean(axis=0)))
     expected = y.mean(axis=0) + (query.reshape(4, -1) - x.mean(axis=0)) @ solution
     np.testing.assert_allclose(ridge.predict(query).reshape(4, -1), expected, rtol=1e-9)
+
+
+def test_ridge_chooses_by_the_mean_squared_error_of_its_predictions() -> None:
+    generator = np.random.default_rng(7)
+    views, volumes = _linear_data(15, generator)
+    queries, truth = _linear_data(6, generator)
+    volumes += generator.normal(size=volumes.shape)
+    candidates = [1e-4, 1e-2, 1.0]
+    errors = fit_ridge(views, volumes, queries, truth, candidates).validation_mse
+    for penalty in candidates:
+        predicted = fit_ridge(views, volumes, queries, truth, [penalty]).predict(queries)
+        assert errors[penalty] == pytest.approx(np.mean(np.square(predicted - truth)), rel=1e-9)
+
+
+def test_blocks_and_files_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of two voxels or pixels, volumes and predictions in memory-mapped files."""
+    generator = np.random.default_rng(8)
+    train, validation, test = (_linear_data(count, generator) for count in (12, 5, 3))
+    expected = fit_ridge(*train, *validation)
+    nearest = nearest_subjects(train[0], test[0])
+    files = {}
+    for name, volumes in (("train", train[1]), ("validation", validation[1]), ("out", np.empty_like(test[1]))):
+        files[name] = np.lib.format.open_memmap(tmp_path / f"{name}.npy", mode="w+", dtype="f8", shape=volumes.shape)
+        files[name][:] = volumes
+    monkeypatch.setattr(baselines, "BLOCK_ELEMENTS", 30)
+    ridge = fit_ridge(train[0], files["train"], validation[0], files["validation"])
+    assert ridge.penalty == expected.penalty
+    assert ridge.predict(test[0], out=files["out"]) is files["out"]
+    np.testing.assert_allclose(files["out"], expected.predict(test[0]), rtol=1e-9)
+    np.testing.assert_allclose(mean_volume(files["train"]), mean_volume(train[1]), rtol=1e-12)
+    np.testing.assert_array_equal(nearest_subjects(train[0], test[0]), nearest)
 
 
 def test_ridge_with_a_huge_penalty_is_the_mean_volume() -> None:

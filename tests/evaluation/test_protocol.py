@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 
 from hf_vq.data import PairedDataset
-from hf_vq.data.radiographs import render_views
 from hf_vq.evaluation.metrics import psnr_3d
-from hf_vq.evaluation.protocol import Subject, baseline_volumes, read_subjects, reprojection_row, sample_rows, score_row
+from hf_vq.evaluation.protocol import Scorer, Subject, SubjectSet, score_subjects
 from hf_vq.evaluation.volumes import GridVolume
+from hf_vq.processors.radiographs import BeamGeometry, render_views
 
 WINDOW = (-1000.0, 1000.0)
 VIEWS = ("frontal", "lateral")
+SCORER = Scorer(WINDOW)
 
 
 def _subject(name: str, seed: int, affine: np.ndarray | None = None, views: tuple[str, ...] = VIEWS) -> Subject:
@@ -37,69 +38,60 @@ def subjects() -> list[Subject]:
 
 def test_each_subject_is_held_against_its_own_truth(subjects: list[Subject]) -> None:
     truths = [subject.truth.hu for subject in subjects]
-    right = score_row(subjects, truths, WINDOW)
-    wrong = score_row(subjects, [*truths[1:], truths[0]], WINDOW)
-    for own, other in zip(right, wrong, strict=True):
-        assert own["psnr_3d"] == 100.0 > other["psnr_3d"]
-        assert own["reprojection"] == pytest.approx(0.0, abs=1e-7)
-        assert other["reprojection"] > 0.001
+    for subject, own, other in zip(subjects, truths, [*truths[1:], truths[0]], strict=True):
+        right, wrong = SCORER.scores(subject, own), SCORER.scores(subject, other)
+        assert right["psnr_3d"] == 100.0 > wrong["psnr_3d"]
+        assert right["reprojection"] == pytest.approx(0.0, abs=1e-7)
+        assert wrong["reprojection"] > 0.001
 
 
 def test_averaging_samples_halves_independent_errors(subjects: list[Subject]) -> None:
     """Errors of +40 and -40 HU: each sample scores the same, and their mean has no error at all."""
-    inside = [np.clip(subject.truth.hu, -900, 900) for subject in subjects]
-    subjects = [
-        Subject(one.name, one.truth.with_hu(hu), one.views, one.view_names)
-        for one, hu in zip(subjects, inside, strict=True)
-    ]
-    rows = sample_rows(subjects, [[hu + 40, hu - 40] for hu in inside], WINDOW)
+    hu = np.clip(subjects[0].truth.hu, -900, 900)
+    subject = Subject("a", subjects[0].truth.with_hu(hu), subjects[0].views, VIEWS)
+    rows = SCORER.sample_rows(subject, [hu + 40, hu - 40])
     expected = 20 * np.log10(2000 / 40)
     assert list(rows) == ["one sample", "one sample, scores averaged over 2 samples", "mean of 2 samples"]
-    assert rows["one sample"][0]["psnr_3d"] == pytest.approx(expected, rel=1e-5)
-    assert rows["one sample, scores averaged over 2 samples"][1]["psnr_3d"] == pytest.approx(expected, rel=1e-5)
-    assert rows["mean of 2 samples"][2]["psnr_3d"] > 90
+    assert rows["one sample"]["psnr_3d"] == pytest.approx(expected, rel=1e-5)
+    assert rows["one sample, scores averaged over 2 samples"]["psnr_3d"] == pytest.approx(expected, rel=1e-5)
+    assert rows["mean of 2 samples"]["psnr_3d"] > 90
 
 
 def test_the_first_sample_is_the_one_sample(subjects: list[Subject]) -> None:
-    samples = [[subject.truth.hu + 100, subject.truth.hu] for subject in subjects]
-    rows = sample_rows(subjects, samples, WINDOW)
-    assert rows["one sample"] == score_row(subjects, [volumes[0] for volumes in samples], WINDOW)
-    scores = [psnr_3d(subjects[0].truth.hu, volume, WINDOW) for volume in samples[0]]
-    assert rows["one sample, scores averaged over 2 samples"][0]["psnr_3d"] == pytest.approx(np.mean(scores))
+    subject = subjects[0]
+    samples = [subject.truth.hu + 100, subject.truth.hu]
+    rows = SCORER.sample_rows(subject, samples)
+    assert rows["one sample"] == SCORER.scores(subject, samples[0])
+    scores = [psnr_3d(subject.truth.hu, volume, WINDOW) for volume in samples]
+    assert rows["one sample, scores averaged over 2 samples"]["psnr_3d"] == pytest.approx(np.mean(scores))
 
 
 def test_a_single_sample_makes_a_single_row(subjects: list[Subject]) -> None:
-    assert list(sample_rows(subjects, [[subject.truth.hu] for subject in subjects], WINDOW)) == ["one sample"]
+    assert list(SCORER.sample_rows(subjects[0], [subjects[0].truth.hu])) == ["one sample"]
 
 
-def test_baselines_of_known_subjects(subjects: list[Subject]) -> None:
-    train, validation = subjects, [_subject("v0", 7), _subject("v1", 8)]
-    volumes, penalty = baseline_volumes(train, validation, subjects, WINDOW)
-    assert list(volumes) == ["mean volume", "nearest subject", "ridge regression"]
-    mean = np.mean([subject.truth.hu for subject in train], axis=0)
-    for index, subject in enumerate(subjects):
-        np.testing.assert_allclose(volumes["mean volume"][index], mean, rtol=1e-5)
-        np.testing.assert_array_equal(volumes["nearest subject"][index], subject.truth.hu)
-    assert penalty > 0
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_the_table_has_every_subject_in_its_place_whatever_the_workers(
+    subjects: list[Subject], num_workers: int
+) -> None:
+    def place(index: int, subject: Subject) -> dict[str, dict[str, float]]:
+        return {"place": {"psnr_3d": float(index)}, "brightest": {"psnr_3d": float(subject.truth.hu.max())}}
+
+    def other(index: int, subject: Subject) -> dict[str, dict[str, float]]:
+        return {"other": {"mse": 0.0}}
+
+    table = score_subjects(subjects, [place, other], num_workers)
+    assert list(table) == ["place", "brightest", "other"]
+    assert [scores["psnr_3d"] for scores in table["place"]] == [0, 1, 2, 3]
+    assert [scores["psnr_3d"] for scores in table["brightest"]] == [100, 150, 200, 250]
 
 
-def test_baselines_are_clipped_to_the_window(subjects: list[Subject]) -> None:
-    metal = [
-        Subject(one.name, one.truth.with_hu(np.where(one.truth.hu > 0, 9000.0, -3000.0)), one.views, one.view_names)
-        for one in subjects
-    ]
-    volumes, _ = baseline_volumes(metal, metal, metal, WINDOW)
-    assert set(np.unique(volumes["nearest subject"][0])) == {-1000.0, 1000.0}
+def test_errors_of_a_subject_end_the_scoring(subjects: list[Subject]) -> None:
+    def fail(index: int, subject: Subject) -> dict[str, dict[str, float]]:
+        raise ValueError(f"{subject.name} cannot be scored")
 
-
-def test_baselines_come_on_the_grid_of_the_true_volume(subjects: list[Subject]) -> None:
-    """A subject scanned with twice the voxels gets its baselines on its own grid."""
-    coarse = subjects[0]
-    fine = GridVolume(np.kron(coarse.truth.hu, np.ones((2, 2, 2), dtype=np.float32)), np.diag([10.0, 10.0, 10.0, 1.0]))
-    query = Subject("fine", fine, coarse.views, coarse.view_names)
-    volumes, _ = baseline_volumes(subjects, subjects, [query], WINDOW)
-    assert all(row[0].shape == (24, 24, 24) for row in volumes.values())
-    assert psnr_3d(fine.hu, volumes["nearest subject"][0]) > psnr_3d(fine.hu, volumes["mean volume"][0])
+    with pytest.raises(ValueError, match=r"s\d cannot be scored"):
+        score_subjects(subjects, [fail], 2)
 
 
 def test_a_data_set_is_read_as_stored(tmp_path: Path) -> None:
@@ -111,7 +103,7 @@ def test_a_data_set_is_read_as_stored(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 6), 65535, dtype=np.uint16)).save(folder / "frontal.png")
     Image.fromarray(np.full((4, 4), 51, dtype=np.uint8)).save(folder / "lateral.png")
     (folder / "metadata.csv").write_text("file_name,frontal,lateral,subject\na.nii.gz,frontal.png,lateral.png,a\n")
-    (subject,) = read_subjects(PairedDataset(tmp_path, "test"))
+    (subject,) = SubjectSet(PairedDataset(tmp_path, "test"))
     np.testing.assert_array_equal(subject.truth.hu, hu.transpose(2, 1, 0))
     assert subject.truth.spacing == (5.0, 4.0, 3.0)
     assert subject.views.shape == (2, 8, 6)
@@ -120,34 +112,50 @@ def test_a_data_set_is_read_as_stored(tmp_path: Path) -> None:
     assert subject.view_names == ("frontal", "lateral")
 
 
-def test_baselines_pair_views_by_name(subjects: list[Subject]) -> None:
-    """Queries and validation subjects whose views come in another order are predicted as if they did not."""
+def test_some_subjects_of_a_data_set(tmp_path: Path) -> None:
+    """In the data set's order, each read when it is asked for: a broken one hurts only where it is wanted."""
+    folder = tmp_path / "test"
+    folder.mkdir()
+    lines = []
+    for number, name in enumerate("abc"):
+        hu = np.full((4, 4, 4), number, dtype=np.int16)
+        nib.save(nib.Nifti1Image(hu, np.eye(4)), folder / f"{name}.nii.gz")
+        Image.fromarray(np.full((4, 4), number, dtype=np.uint8)).save(folder / f"{name}.png")
+        lines.append(f"{name}.nii.gz,{name}.png,{name}")
+    (folder / "metadata.csv").write_text("\n".join(["file_name,frontal,subject", *lines]) + "\n")
+    (folder / "b.nii.gz").write_bytes(b"broken")
+    every = SubjectSet(PairedDataset(tmp_path, "test"))
+    chosen = every.subset(["c", "a"])
+    assert (every.names, chosen.names, len(chosen)) == (["a", "b", "c"], ["a", "c"], 2)
+    assert [float(subject.truth.hu.max()) for subject in chosen] == [0.0, 2.0]
+    assert [subject.name for subject in chosen[1:]] == ["c"]
+    np.testing.assert_allclose(chosen[1].views, 2 / 255, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"b\.nii\.gz"):
+        every[1]
 
-    def swapped(group: list[Subject]) -> list[Subject]:
-        return [Subject(one.name, one.truth, one.views[::-1], one.view_names[::-1]) for one in group]
 
-    validation = [_subject("v0", 7), _subject("v1", 8)]
-    expected, penalty = baseline_volumes(subjects, validation, subjects, WINDOW)
-    volumes, other_penalty = baseline_volumes(subjects, swapped(validation), swapped(subjects), WINDOW)
-    assert penalty == other_penalty
-    for name, row in expected.items():
-        np.testing.assert_array_equal(volumes[name], row)
-
-
-def test_splits_with_other_views_are_refused(subjects: list[Subject]) -> None:
-    oblique = [Subject(one.name, one.truth, one.views, ("frontal", "oblique")) for one in subjects]
-    with pytest.raises(ValueError, match=r"s0: found views \['frontal', 'oblique'\]"):
-        baseline_volumes(subjects, subjects, oblique, WINDOW)
+def test_a_data_set_without_views_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "test"
+    folder.mkdir()
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), dtype=np.int16), np.eye(4)), folder / "a.nii.gz")
+    (folder / "metadata.csv").write_text("file_name,subject\na.nii.gz,a\n")
+    with pytest.raises(ValueError, match="no view columns"):
+        SubjectSet(PairedDataset(tmp_path, "test"))
 
 
-def test_views_must_be_the_same_in_all_subjects(subjects: list[Subject]) -> None:
-    odd = _subject("odd", 9, views=("frontal",))
-    with pytest.raises(ValueError, match=r"odd: found views \['frontal'\]"):
-        baseline_volumes([*subjects, odd], subjects, subjects, WINDOW)
+def test_views_of_a_cone_beam_are_rendered_with_that_beam() -> None:
+    subject = _subject("a", 0)
+    beam = BeamGeometry(1500.0, 1000.0)
+    volume = torch.from_numpy(subject.truth.hu)[None, None]
+    views = render_views(volume, subject.truth.spacing, VIEWS, image_size=(16, 16), beam=beam)[0, :, 0].numpy()
+    taken = Subject("a", subject.truth, views, VIEWS)
+    with_beam, without = (Scorer(WINDOW, one).reprojection(taken, taken.truth.hu) for one in (beam, None))
+    assert with_beam["reprojection"] == pytest.approx(0.0, abs=1e-6)
+    assert without["reprojection"] > 0.001
 
 
 def test_views_that_cannot_be_rendered_have_no_reprojection(subjects: list[Subject]) -> None:
-    named = [Subject(one.name, one.truth, one.views, ("oblique", "lateral")) for one in subjects]
-    assert all("reprojection" not in scores for scores in score_row(named, [one.truth.hu for one in named], WINDOW))
+    named = Subject("a", subjects[0].truth, subjects[0].views, ("oblique", "lateral"))
+    assert "reprojection" not in SCORER.scores(named, named.truth.hu)
     with pytest.raises(ValueError, match="oblique"):
-        reprojection_row(named, [one.truth.hu for one in named])
+        SCORER.reprojection(named, named.truth.hu)

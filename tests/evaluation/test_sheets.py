@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_vq.data.radiographs import render_views
 from hf_vq.evaluation.sheets import (
     SheetSubject,
     oriented_slice,
@@ -15,6 +14,7 @@ from hf_vq.evaluation.sheets import (
     save_reconstruction_sheet,
     save_sample_sheet,
 )
+from hf_vq.processors.radiographs import render_views
 
 
 def _marker(superior: bool, anterior: bool, right: bool) -> np.ndarray:
@@ -79,6 +79,14 @@ def test_evaluation_sheet_grows_with_its_subjects(tmp_path: Path) -> None:
         assert second.height > first.height + 100
         assert len(np.unique(np.asarray(second.convert("L")))) > 20
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["one.png", "two.png"]
+
+
+def test_an_evaluation_sheet_names_whose_volumes_it_shows(tmp_path: Path) -> None:
+    pictures = []
+    for title in ("ours (one sample)", "theirs (one sample)", "ours (one sample)"):
+        path = save_evaluation_sheet(tmp_path / "sheet.png", [_subject("a")], generated_title=title)
+        pictures.append(path.read_bytes())
+    assert pictures[0] == pictures[2] != pictures[1]
 
 
 def test_evaluation_sheet_needs_subjects_with_the_same_views(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Codebook usage, features and reconstructions of a small tokenizer."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig
 
-from hf_vq.evaluation.tokenizer import VolumeTokenizer, codebook_usage, distribution_scores
+from hf_vq.evaluation.tokenizer import VolumeTokenizer, codebook_usage, pipeline_views
 from hf_vq.evaluation.volumes import GridVolume
 from hf_vq.models.configuration_vq_tokenizer import VQTokenizerConfig
 from hf_vq.models.modeling_vq_tokenizer import VQTokenizer
@@ -62,14 +64,16 @@ def test_features_are_pooled_latents_and_do_not_depend_on_the_batch(tokenizer: V
 
 def test_features_of_an_untrained_network_are_not_called_learned(tokenizer: VolumeTokenizer) -> None:
     assert tokenizer.feature_name.endswith("(NOT learned: no training recorded)")
+    assert not tokenizer.is_learned
     tokenizer.model.train()(torch.zeros(1, 1, 16, 16, 16))
     assert tokenizer.feature_name.endswith("(learned in 1 batches)")
+    assert tokenizer.is_learned
 
 
 def test_reconstructions_lie_on_the_true_grid(tokenizer: VolumeTokenizer) -> None:
     volumes = _volumes(3, side=20)
     encoded = tokenizer.encode(volumes)
-    reconstructions = tokenizer.decode(encoded)
+    reconstructions = list(tokenizer.decode(encoded))
     assert [one.shape for one in reconstructions] == [(20, 20, 20)] * 3
     assert all(np.isfinite(one).all() and np.abs(one).max() <= 1000 for one in reconstructions)
     assert encoded.codes.shape == (3, 4, 4, 4)
@@ -80,7 +84,8 @@ def test_the_first_of_some_encoded_volumes_are_those_volumes_encoded(tokenizer: 
     first, alone = tokenizer.encode(volumes).first(2), tokenizer.encode(volumes[:2])
     torch.testing.assert_close(first.codes, alone.codes)
     np.testing.assert_allclose(first.features, alone.features, atol=1e-6)
-    np.testing.assert_allclose(tokenizer.decode(first), tokenizer.decode(alone), atol=1)
+    np.testing.assert_allclose(list(tokenizer.decode(first)), list(tokenizer.decode(alone)), atol=1)
+    assert (len(first), len(alone)) == (2, 2)
 
 
 def test_parts_are_loaded_out_of_a_pipeline_folder(tokenizer: VolumeTokenizer, tmp_path: Path) -> None:
@@ -117,17 +122,44 @@ def test_a_folder_that_is_no_pipeline_is_named(tmp_path: Path) -> None:
         VolumeTokenizer.from_pipeline(str(tmp_path))
 
 
-def test_repeated_means_show_why_few_neighbours_mislead() -> None:
-    """One vector repeated has recall 0 whatever its density, so it must stand beside the model's own scores."""
-    real = np.random.default_rng(1).normal(size=(24, 3))
-    rows, notes = distribution_scores(real, {"mean volume": np.repeat(real.mean(axis=0)[None], 24, axis=0)}, 5)
-    assert rows["mean volume"]["recall"] == 0.0
-    assert rows["mean volume"]["num_generated"] == 24
-    assert notes == []
+def test_volumes_are_read_one_batch_at_a_time(tokenizer: VolumeTokenizer) -> None:
+    """An iterator is asked for no more than the batch that is encoded next."""
+    read: list[int] = []
+    encoded: list[int] = []
+    tokenizer.model.encoder.register_forward_hook(lambda *_: encoded.append(len(read)))
+
+    def volumes() -> Iterator[GridVolume]:
+        for volume in _volumes(5):
+            read.append(1)
+            yield volume
+
+    assert len(tokenizer.encode(volumes())) == 5
+    assert encoded == [2, 4, 5]
 
 
-def test_sets_too_small_are_left_out_and_named() -> None:
-    real = np.random.default_rng(2).normal(size=(10, 3))
-    rows, notes = distribution_scores(real, {"enough": real, "few": real[:4]}, 5)
-    assert list(rows) == ["enough"]
-    assert notes == ["Density and the like of 'few' left out: 4 volumes, nearest_k = 5."]
+def test_a_tokenizers_own_folder_is_loaded(tokenizer: VolumeTokenizer, tmp_path: Path) -> None:
+    tokenizer.model.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="found no volume tokenizer with its processor"):
+        VolumeTokenizer.from_tokenizer(str(tmp_path / "tokenizer"))
+    tokenizer.processor.save_pretrained(tmp_path / "tokenizer")
+    loaded = VolumeTokenizer.from_tokenizer(str(tmp_path / "tokenizer"))
+    np.testing.assert_allclose(loaded.encode(_volumes(2)).features, tokenizer.encode(_volumes(2)).features, atol=1e-6)
+
+
+def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for name in ("models/pipeline", "./pipeline", "a/b/c"):
+        for load in (VolumeTokenizer.from_pipeline, VolumeTokenizer.from_tokenizer):
+            with pytest.raises(ValueError, match=f"^{name}: found no .* not looked for on the Hub"):
+                load(name)
+
+
+def test_the_views_of_a_pipeline_stand_in_its_transformers_config(tmp_path: Path) -> None:
+    assert pipeline_views(str(tmp_path)) is None
+    (tmp_path / "transformer").mkdir()
+    axes = {"lateral": ["inferior", "posterior"], "frontal": ["inferior", "left"]}
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps({"view_axes": axes}))
+    assert pipeline_views(str(tmp_path)) == ["lateral", "frontal"]
+    with pytest.raises(ValueError, match="no/such/pipeline: found no pipeline"):
+        pipeline_views("no/such/pipeline")

@@ -6,7 +6,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from hf_vq.evaluation.volumes import GridVolume, find_generated, onto_grid, read_volume, same_grid
+from hf_vq.evaluation.volumes import (
+    Alignment,
+    GridVolume,
+    ValueRange,
+    find_generated,
+    onto_grid,
+    read_volume,
+    same_grid,
+)
 
 
 def _affine(spacing: tuple[float, float, float], origin: tuple[float, float, float] = (0, 0, 0)) -> np.ndarray:
@@ -49,8 +57,8 @@ def test_a_volume_on_the_same_grid_is_untouched_wherever_its_origin_lies() -> No
     hu = np.random.default_rng(1).normal(size=(4, 5, 6)).astype(np.float32)
     target = GridVolume(np.zeros_like(hu), _affine((2, 2, 3), (100, -50, 20)))
     volume = GridVolume(hu, _affine((2, 2, 3)))
-    assert same_grid(volume, target)
-    assert onto_grid(volume, target) is hu
+    assert same_grid(volume, target.grid)
+    assert onto_grid(volume, target.grid) is hu
 
 
 def test_a_coarser_volume_is_laid_centre_on_centre() -> None:
@@ -62,15 +70,40 @@ def test_a_coarser_volume_is_laid_centre_on_centre() -> None:
         return GridVolume(hu, _affine((spacing,) * 3, (origin,) * 3))
 
     coarse, fine = ramp(8, 4.0, 300.0), ramp(16, 2.0, -40.0)
-    assert not same_grid(coarse, fine)
-    np.testing.assert_allclose(onto_grid(coarse, fine)[2:-2], fine.hu[2:-2], atol=1e-4)
+    assert not same_grid(coarse, fine.grid)
+    np.testing.assert_allclose(onto_grid(coarse, fine.grid)[2:-2], fine.hu[2:-2], atol=1e-4)
 
 
 def test_outside_the_generated_field_of_view_is_air() -> None:
     small, large = (GridVolume(np.zeros((size,) * 3, dtype=np.float32), np.eye(4)) for size in (4, 8))
-    moved = onto_grid(small, large, fill_value=-1000.0)
+    moved = onto_grid(small, large.grid, fill_value=-1000.0)
     assert (moved[2:6, 2:6, 2:6] == 0).all()
     assert (moved[0] == -1000).all()
+
+
+def test_world_alignment_trusts_the_origins() -> None:
+    """A volume whose world begins 6 mm further to the right lands three voxels of 2 mm further right."""
+    hu = np.random.default_rng(2).uniform(0, 100, size=(4, 5, 6)).astype(np.float32)
+    target = GridVolume(np.zeros_like(hu), _affine((2, 2, 3), (10, 20, 30))).grid
+    volume = GridVolume(hu, _affine((2, 2, 3), (16, 20, 30)))
+    assert not same_grid(volume, target, Alignment.WORLD)
+    moved = onto_grid(volume, target, alignment=Alignment.WORLD)
+    np.testing.assert_allclose(moved[:, :, 3:], hu[:, :, :3], atol=1e-3)
+    assert (moved[:, :, :3] == -1000).all()
+    assert onto_grid(volume, volume.grid, alignment=Alignment.WORLD) is hu
+
+
+def test_value_ranges_are_linear_and_not_clipped() -> None:
+    """X2CT-GAN's 0 ... 2500 for -1000 ... 1500 HU; a range may run downwards."""
+    values = np.array([0.0, 1000.0, 2500.0, 3000.0], dtype=np.float32)
+    np.testing.assert_allclose(ValueRange(0, 2500, -1000, 1500).to_hu(values), [-1000, 0, 1500, 2000], atol=1e-3)
+    np.testing.assert_allclose(ValueRange(1, -1, -1000, 1000).to_hu(np.float32([1, 0, -1])), [-1000, 0, 1000])
+
+
+@pytest.mark.parametrize("ends", [(1, 1, 0, 10), (0, 1, 5, 5), (0, float("inf"), 0, 1), (float("nan"), 1, 0, 1)])
+def test_value_ranges_without_width_are_refused(ends: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="two different ends"):
+        ValueRange(*ends)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +165,15 @@ def test_a_folder_without_metadata_has_one_volume_per_subject(tmp_path: Path) ->
 def test_bad_folders_are_named(tmp_path: Path, rows: list[str], header: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         find_generated(_folder(tmp_path, rows, header), ["a", "b"])
+
+
+def test_subjects_without_volumes_may_be_allowed(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, ["c0.nii.gz,c,0", "a0.nii.gz,a,0"])
+    assert list(find_generated(folder, ["a", "b", "c"], allow_missing=True)) == ["a", "c"]
+    with pytest.raises(ValueError, match="--allow_missing"):
+        find_generated(folder, ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"2 of 2 subjects \(x, y\).*name files as their subjects"):
+        find_generated(folder, ["x", "y"], allow_missing=True)
 
 
 def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:

@@ -99,7 +99,12 @@ def evaluate(cohort: Path, generated: Path, tmp_path: Path, monkeypatch: pytest.
     """Runs the script as the command line does and returns its figures."""
 
     def call(**flags: object) -> dict:
-        values = {"data": cohort, "generated": generated, "output_dir": tmp_path / "out"} | flags
+        values = {
+            "data": cohort,
+            "generated": generated,
+            "output_dir": tmp_path / "out",
+            "num_sheet_subjects": 1,
+        } | flags
         argv = [str(SCRIPT)]
         for name, value in values.items():
             argv += [f"--{name}", *(str(part) for part in (value if isinstance(value, tuple) else (value,)))]
@@ -141,7 +146,9 @@ def test_figures_are_those_of_the_known_errors(
     assert any("no --pipeline" in note for note in report["notes"])
     with Image.open(tmp_path / "out" / "sheet.png") as image:
         assert min(image.size) > 200
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "metrics.md", "sheet.png"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["metrics.json", "metrics.md", "sheet.png", "subjects.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["generated", "out", "shuffled"]  # no scratch is left
 
 
 def test_the_window_sets_the_data_range(evaluate: Run) -> None:
@@ -201,29 +208,116 @@ def test_the_pipeline_adds_ceiling_usage_and_distributions(evaluate: Run, tmp_pa
     assert report["distribution"]["num_real"] == 9
     assert "NOT learned" in report["distribution"]["features"]
     counts = {name: row["num_generated"] for name, row in report["distribution"]["rows"].items()}
-    assert counts == {"generated, all samples": 10, "mean volume": 5, "nearest subject": 5, "ridge regression": 5}
-
-
-def test_held_out_volumes_are_encoded_once(cohort: Path) -> None:
-    """The evaluated split and its union with the validation split share their codes and features."""
-    script = runpy.run_path(str(SCRIPT))
-    quantizer = {"codebook_size": 16, "codebook_dim": 4, "init": "random"}
-    model = VQTokenizer(
-        VQTokenizerConfig(spatial_dims=3, base_channels=8, channel_multipliers=[1], quantizer=quantizer)
-    )
-    encoded: list[int] = []
-    model.encoder.register_forward_hook(lambda _, inputs, output: encoded.append(len(inputs[0])))
-    processor = CTVolumeProcessor(size=[SIDE] * 3, spacing=[SPACING] * 3)
-    tokenizer = script["VolumeTokenizer"](model.eval(), processor, batch_size=2)
-    splits = {name: script["load_split"](str(cohort), name) for name in ("validation", "test")}
-    sets = script["encode_held_out"](tokenizer, "test", splits)
-    assert sum(encoded) == 9
-    assert {name: (len(one.volumes), len(one.codes), len(one.features)) for name, one in sets.items()} == {
-        "test + validation": (9, 9, 9),
-        "test": (5, 5, 5),
+    assert counts == {
+        "generated, all samples": 10,
+        "generated, one sample per subject": 5,
+        "mean volume": 5,
+        "nearest subject": 5,
+        "ridge regression": 5,
+        "training volumes, as if generated": 5,
     }
-    assert torch.equal(sets["test"].codes, tokenizer.encode([subject.truth for subject in splits["test"]]).codes)
-    assert list(script["encode_held_out"](tokenizer, "validation", splits)) == ["validation"]
+    assert {row["reliable"] for row in report["distribution"]["rows"].values()} == {False}
+
+
+def test_features_of_another_tokenizer(evaluate: Run, tmp_path: Path) -> None:
+    """Without a pipeline: distributions but no ceiling, and the report says whose features they are."""
+    torch.manual_seed(1)
+    quantizer = {"codebook_size": 16, "codebook_dim": 4, "init": "random"}
+    config = VQTokenizerConfig(spatial_dims=3, base_channels=8, channel_multipliers=[1], quantizer=quantizer)
+    VQTokenizer(config).save_pretrained(tmp_path / "tokenizer")
+    CTVolumeProcessor(size=[SIDE] * 3, spacing=[SPACING] * 3).save_pretrained(tmp_path / "tokenizer")
+    report = evaluate(features=tmp_path / "tokenizer", nearest_k=3)
+    assert str(tmp_path / "tokenizer") in report["distribution"]["features"]
+    assert report["codebook"] is None
+    assert "tokenizer reconstruction (ceiling)" not in report["summary"]
+    assert any(
+        note.startswith("Tokenizer reconstruction (ceiling), codebook usage left out") for note in report["notes"]
+    )
+
+
+def test_two_programs_stand_in_one_table(evaluate: Run, truths: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """The other one misses by 40 HU, on another scale; it is 20 log10 2 dB worse, and every subject says so."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in _test_names():
+        volume = np.ascontiguousarray((truths[name] + 1040).transpose(2, 1, 0)).astype(np.float32) / 2500
+        nib.save(nib.Nifti1Image(volume, AFFINE), other / f"{name}.nii.gz")
+    shuffled = _write_generated(tmp_path / "shuffled", truths, _test_names()[::-1], num_samples=1)
+    report = evaluate(
+        generated=(f"ours={tmp_path / 'generated'}", "--generated", f"theirs={other}"),
+        value_range="theirs=0,1,-1000,1500",
+        shuffled=f"theirs={shuffled}",
+    )
+    assert list(report["summary"])[:5] == [
+        "ours: one sample",
+        "ours: one sample, scores averaged over 2 samples",
+        "ours: mean of 2 samples",
+        "theirs: one sample",
+        "theirs: shuffled views, one sample",
+    ]
+    assert _mean(report, "ours: one sample") == pytest.approx(40.0)
+    assert _mean(report, "theirs: one sample", "mae_hu") == pytest.approx(40.0, abs=1e-3)
+    pairs = {(one["minuend"], one["subtrahend"]): one["scores"]["psnr_3d"] for one in report["comparisons"]}
+    difference = pairs["theirs: one sample", "ours: one sample"]
+    assert difference["mean"] == pytest.approx(-20 * np.log10(2), abs=1e-3)
+    np.testing.assert_allclose(difference["confidence_interval"], difference["mean"], atol=1e-3)
+    assert ("theirs: one sample", "theirs: shuffled views, one sample") in pairs
+    assert report["settings"]["programs"][1]["values"] == [0.0, 1.0, -1000.0, 1500.0]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["metrics.json", "metrics.md", "sheet-theirs.png", "sheet.png", "subjects.csv"]
+    with (tmp_path / "out" / "subjects.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(report["summary"]) * 5
+    assert {line["subject"] for line in lines} == set(_test_names())
+
+
+def test_the_common_subjects_are_used_for_all_rows(
+    evaluate: Run, truths: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("test_3", "test_1"):
+        _save_volume(other / f"{name}.nii.gz", truths[name] + 10)
+    report = evaluate(generated=(f"ours={tmp_path / 'generated'}", "--generated", f"theirs={other}", "--allow_missing"))
+    assert report["subjects"] == ["test_1", "test_3"]
+    assert all(len(scores) == 2 for scores in report["per_subject"].values())
+    assert report["settings"]["num_subjects"] == 2
+    assert "'theirs' has no volumes of 3 of 5 subjects (test_0, test_2, test_4)." in report["notes"]
+    assert "All rows are over the 2 subjects that all programs made volumes of." in report["notes"]
+
+
+def test_numbers_do_not_depend_on_the_workers(evaluate: Run) -> None:
+    one, three = (evaluate(num_workers=count)["per_subject"] for count in (1, 3))
+    assert one == three
+
+
+def test_volumes_that_are_hardly_hu_are_noted(evaluate: Run, truths: dict[str, np.ndarray], tmp_path: Path) -> None:
+    folder = tmp_path / "unit"
+    folder.mkdir()
+    for name in _test_names():
+        _save_volume(folder / f"{name}.nii.gz", truths[name] > 0)
+    assert any("between 0 and 1" in note and "--value_range" in note for note in evaluate(generated=folder)["notes"])
+
+
+def test_views_that_the_pipeline_does_not_know_are_said(evaluate: Run, tmp_path: Path) -> None:
+    """The pipeline reads the frontal view alone; the baselines use both unless told otherwise."""
+    torch.manual_seed(0)
+    quantizer = {"codebook_size": 16, "codebook_dim": 4, "init": "random"}
+    config = VQTokenizerConfig(spatial_dims=3, base_channels=8, channel_multipliers=[1], quantizer=quantizer)
+    VQTokenizer(config).save_pretrained(tmp_path / "pipeline" / "volume_tokenizer")
+    CTVolumeProcessor(size=[SIDE] * 3, spacing=[SPACING] * 3).save_pretrained(
+        tmp_path / "pipeline" / "volume_processor"
+    )
+    (tmp_path / "pipeline" / "transformer").mkdir()
+    axes = {"view_axes": {"frontal": ["inferior", "left"]}}
+    (tmp_path / "pipeline" / "transformer" / "config.json").write_text(json.dumps(axes))
+    both = evaluate(pipeline=tmp_path / "pipeline")
+    sentence = "The pipeline knows the views frontal; the baselines and the re-projection error use frontal, lateral"
+    assert any(note.startswith(sentence) for note in both["notes"])
+    alone = evaluate(pipeline=tmp_path / "pipeline", views="frontal")
+    assert not any("The pipeline knows" in note for note in alone["notes"])
+    assert alone["settings"]["views"] == ["frontal"]
+    assert _mean(alone, "ridge regression") != _mean(both, "ridge regression")
 
 
 def test_the_same_seed_draws_the_same_sheet(evaluate: Run, tmp_path: Path) -> None:
@@ -250,6 +344,18 @@ def _empty_folder(folder: Path) -> dict:
     return {"generated": folder.parent / "empty"}
 
 
+def _two_without_names(folder: Path) -> dict:
+    return {"generated": (f"a={folder}", "--generated", folder)}
+
+
+def _the_same_name_twice(folder: Path) -> dict:
+    return {"generated": (f"a={folder}", "--generated", f"a={folder}")}
+
+
+def _a_control_of_nobody(folder: Path) -> dict:
+    return {"shuffled": f"nobody={folder}"}
+
+
 def _four_axes(folder: Path) -> dict:
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 3), dtype=np.int16), AFFINE), folder / "test_0_0.nii.gz")
     return {}
@@ -266,6 +372,13 @@ def _four_axes(folder: Path) -> dict:
         (_break_nothing, {"shuffled": "no/such/folder"}, "no/such/folder"),
         (_break_nothing, {"pipeline": "no/such/pipeline"}, "no/such/pipeline"),
         (_break_nothing, {"window": (5, -5)}, "--window"),
+        (_break_nothing, {"features": "no/such/tokenizer"}, "no/such/tokenizer"),
+        (_break_nothing, {"value_range": "0,1,2"}, "--value_range"),
+        (_break_nothing, {"num_workers": 0}, "--num_workers"),
+        (_break_nothing, {"views": "oblique"}, "oblique"),
+        (_two_without_names, {}, "expected a name for each"),
+        (_the_same_name_twice, {}, "'a' twice"),
+        (_a_control_of_nobody, {}, "'nobody', expected one of --generated"),
         (_break_nothing, {"num_sheet_subjects": 0}, "--num_sheet_subjects"),
     ],
 )

@@ -1,6 +1,7 @@
 """Scores, trivial baselines, report tables and pictures of generated volumes and images (extra `eval`)."""
 
 from .baselines import RidgeRegression, fit_ridge, mean_volume, nearest_subjects
+from .bootstrap import SubjectBootstrap
 from .generation import (
     FeatureNetwork,
     GenerationSettings,
@@ -22,7 +23,8 @@ from .metrics import (
     ssim_slices,
     volume_scores,
 )
-from .report import EvaluationSettings, build_report, report_markdown, summarize
+from .report import EvaluationSettings, ProgramSettings, build_report, summarize
+from .report_text import per_subject_csv, report_markdown
 from .sheets import SheetSubject, save_evaluation_sheet, save_reconstruction_sheet, save_sample_sheet
 
 __all__ = [
@@ -30,8 +32,10 @@ __all__ = [
     "FeatureNetwork",
     "GenerationSettings",
     "ImageSet",
+    "ProgramSettings",
     "RidgeRegression",
     "SheetSubject",
+    "SubjectBootstrap",
     "build_report",
     "fit_ridge",
     "frechet_distance",
@@ -43,6 +47,7 @@ __all__ = [
     "mean_volume",
     "mse",
     "nearest_subjects",
+    "per_subject_csv",
     "prdc",
     "psnr_3d",
     "psnr_slices",

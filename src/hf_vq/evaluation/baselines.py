@@ -1,11 +1,13 @@
 """Trivial predictors that every generated volume is compared with.
 
 A model that can't beat the mean training volume, the training subject with the most similar views, or a linear map
-from views to voxels has learned nothing worth having. Volumes and views are plain arrays on one common grid.
+from views to voxels has learned nothing worth having. Volumes and views are plain arrays on one common grid; volumes
+may be memory-mapped files (`numpy.memmap`), of which only a block of voxels or one subject is read at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,8 @@ import numpy.typing as npt
 from .metrics import FloatArray
 
 RIDGE_PENALTIES: tuple[float, ...] = tuple(float(value) for value in np.logspace(-6, 3, 28))
-_VOXEL_BLOCK = 1 << 16
+BLOCK_ELEMENTS = 1 << 23
+"""Numbers that are converted to float64 at a time: 64 MiB."""
 
 
 def mean_volume(train_volumes: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -28,7 +31,11 @@ def mean_volume(train_volumes: npt.ArrayLike) -> npt.NDArray[np.float64]:
     Raises:
         ValueError: no volumes, or other than four axes.
     """
-    return np.asarray(_stack("train_volumes", train_volumes, 4).mean(axis=0, dtype=np.float64))
+    volumes = _stack("train_volumes", train_volumes, 4)
+    mean = np.zeros(volumes.shape[1:])
+    for volume in volumes:
+        mean += volume
+    return np.asarray(mean / len(volumes))
 
 
 def nearest_subjects(train_views: npt.ArrayLike, query_views: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -49,9 +56,11 @@ def nearest_subjects(train_views: npt.ArrayLike, query_views: npt.ArrayLike) -> 
     train = _stack("train_views", train_views, 4)
     query = _stack("query_views", query_views, 4)
     _check_same_views(query, train.shape[1:])
-    pixels = _flat(train)
-    nearest = [int(np.argmin(np.square(pixels - row).sum(axis=1))) for row in _flat(query)]
-    return np.asarray(nearest, dtype=np.int64)
+    distances = np.zeros((len(query), len(train)))
+    for columns in _blocks(len(train), train[0].size):
+        pixels, wanted = _columns(train, columns), _columns(query, columns)
+        distances += np.stack([np.square(pixels - row).sum(axis=1) for row in wanted])
+    return np.asarray(distances.argmin(axis=1), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -75,11 +84,12 @@ class RidgeRegression:
     train_volumes: FloatArray
     dual_map: npt.NDArray[np.float64]
 
-    def predict(self, views: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    def predict(self, views: npt.ArrayLike, out: FloatArray | None = None) -> FloatArray:
         """Predict the volume of each subject.
 
         Args:
             views: shape (M, V, rows, cols), views as in training.
+            out: where to write them, such as a memory-mapped file, shape (M, D, H, W); a new float64 array by default.
 
         Returns:
             Shape (M, D, H, W), in HU.
@@ -89,7 +99,15 @@ class RidgeRegression:
         """
         query = _stack("views", views, 4)
         _check_same_views(query, self.train_views.shape[1:])
-        return _blend(_kernel(query, self.train_views) @ self.dual_map, self.train_volumes)
+        volumes = self.train_volumes
+        result: FloatArray = np.empty((len(query), *volumes.shape[1:])) if out is None else out
+        weights = _kernel(query, self.train_views) @ self.dual_map
+        flat = result.reshape(len(query), -1)
+        for columns in _blocks(len(volumes), volumes[0].size):
+            block = _columns(volumes, columns)
+            centre = block.mean(axis=0)
+            flat[:, columns] = centre + weights @ (block - centre)
+        return result
 
 
 def fit_ridge(
@@ -123,22 +141,56 @@ def fit_ridge(
     scale = float(eigenvalues.mean()) or 1.0
     kernel = _kernel(queries, views)
     maps = {penalty: (basis / (eigenvalues + penalty * scale)) @ basis.T for penalty in penalties}
-    errors = {
-        penalty: float(np.mean(np.square(_blend(kernel @ dual_map, volumes) - truth)))
-        for penalty, dual_map in maps.items()
-    }
+    products = _volume_products(volumes, truth)
+    errors = {penalty: products.error(kernel @ dual_map) for penalty, dual_map in maps.items()}
     best = min(errors, key=lambda penalty: errors[penalty])
     return RidgeRegression(best, errors, views, volumes, maps[best])
 
 
+@dataclass(frozen=True)
+class _VolumeProducts:
+    """Inner products over all voxels, from which the error of any blend of training volumes follows.
+
+    Attributes:
+        train: (N, N), among the training volumes, centred on their mean.
+        cross: (M, N), of the true volumes and the training volumes, both centred on the training mean.
+        true: sum of the M squared norms of the centred true volumes.
+        num_voxels: voxels of all true volumes.
+    """
+
+    train: npt.NDArray[np.float64]
+    cross: npt.NDArray[np.float64]
+    true: float
+    num_voxels: int
+
+    def error(self, weights: npt.NDArray[np.float64]) -> float:
+        """Mean squared error of `mean + weights @ centred training volumes`, weights (M, N)."""
+        total = np.sum((weights @ self.train) * weights) - 2 * np.sum(weights * self.cross) + self.true
+        return max(0.0, float(total)) / self.num_voxels
+
+
+def _volume_products(volumes: FloatArray, truth: FloatArray) -> _VolumeProducts:
+    """One pass over the voxels of both splits, however many penalties are tried afterwards."""
+    train, cross, true = np.zeros((len(volumes),) * 2), np.zeros((len(truth), len(volumes))), 0.0
+    for columns in _blocks(len(volumes) + len(truth), volumes[0].size):
+        block = _columns(volumes, columns)
+        centre = block.mean(axis=0)
+        block -= centre
+        wanted = _columns(truth, columns) - centre
+        train += block @ block.T
+        cross += wanted @ block.T
+        true += float(np.square(wanted).sum())
+    return _VolumeProducts(train, cross, true, truth.size)
+
+
 def _stack(name: str, arrays: npt.ArrayLike, ndim: int) -> FloatArray:
     """Check a stack of subjects' arrays: floating point, `ndim` axes, at least one subject, finite."""
-    stack = np.asarray(arrays)
+    stack: npt.NDArray[Any] = np.asarray(arrays)
     if not np.issubdtype(stack.dtype, np.floating):
         stack = stack.astype(np.float64)
     if stack.ndim != ndim or len(stack) == 0:
         raise ValueError(f"{name} has shape {stack.shape}; expected {ndim} axes, the first over at least one subject")
-    if not np.isfinite(stack).all():
+    if not all(np.isfinite(one).all() for one in stack):
         raise ValueError(f"{name} contains NaN or infinite values; expected finite numbers")
     return stack
 
@@ -157,25 +209,23 @@ def _check_same_views(views: FloatArray, expected: tuple[int, ...]) -> None:
         raise ValueError(f"views have shape {views.shape[1:]}; expected {expected}, as the training views")
 
 
-def _flat(stack: FloatArray) -> npt.NDArray[np.float64]:
-    """One float64 row per subject."""
-    return stack.reshape(len(stack), -1).astype(np.float64)
+def _blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
+    """Blocks of columns, of which `num_rows` rows hold about `BLOCK_ELEMENTS` numbers."""
+    width = max(1, BLOCK_ELEMENTS // num_rows)
+    for start in range(0, num_columns, width):
+        yield slice(start, start + width)
+
+
+def _columns(stack: FloatArray, columns: slice) -> npt.NDArray[np.float64]:
+    """Some pixels or voxels of every subject, a float64 copy (N, columns)."""
+    return stack.reshape(len(stack), -1)[:, columns].astype(np.float64)
 
 
 def _kernel(views: FloatArray, train_views: FloatArray) -> npt.NDArray[np.float64]:
     """Inner products (M, N) of views and training views, both centred on the training mean."""
-    train = _flat(train_views)
-    centre = train.mean(axis=0)
-    return (_flat(views) - centre) @ (train - centre).T
-
-
-def _blend(weights: npt.NDArray[np.float64], volumes: FloatArray) -> npt.NDArray[np.float64]:
-    """`mean + weights @ (volumes - mean)` in float64, over blocks of voxels to bound the memory of the conversion."""
-    flat = volumes.reshape(len(volumes), -1)
-    result = np.empty((len(weights), flat.shape[1]))
-    for start in range(0, flat.shape[1], _VOXEL_BLOCK):
-        columns = slice(start, start + _VOXEL_BLOCK)
-        block = flat[:, columns].astype(np.float64)
-        centre = block.mean(axis=0)
-        result[:, columns] = centre + weights @ (block - centre)
-    return result.reshape(len(weights), *volumes.shape[1:])
+    kernel = np.zeros((len(views), len(train_views)))
+    for columns in _blocks(len(train_views), train_views[0].size):
+        train = _columns(train_views, columns)
+        centre = train.mean(axis=0)
+        kernel += (_columns(views, columns) - centre) @ (train - centre).T
+    return kernel

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from .metrics import DEFAULT_NEAREST_K, prdc
-from .report import markdown_table
+from .report_text import markdown_table
 
 METADATA_COLUMNS = ("file_name", "label")
 NO_LABEL = -1

@@ -1,4 +1,4 @@
-"""Summary of per-subject scores: mean, standard deviation and standard error, as JSON and as Markdown."""
+"""Summary of per-subject scores: means, their uncertainty and paired differences, as JSON."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .bootstrap import CONFIDENCE, DEFAULT_NUM_RESAMPLES, FEWEST_SUBJECTS, SubjectBootstrap
 from .metrics import DEFAULT_NEAREST_K, SSIM_SIGMA, SSIM_WINDOW_SIZE
 
 ROW_ONE_SAMPLE = "one sample"
@@ -18,6 +19,7 @@ ROW_NEAREST = "nearest subject"
 ROW_RIDGE = "ridge regression"
 ROW_CEILING = "tokenizer reconstruction (ceiling)"
 ROW_TRUE_VOLUME = "true volume (floor of the re-projection error)"
+BASELINE_ROWS = (ROW_MEAN_VOLUME, ROW_NEAREST, ROW_RIDGE)
 
 METRIC_LABELS: dict[str, tuple[str, int]] = {
     "psnr_3d": ("PSNR 3D (dB) ↑", 2),
@@ -30,10 +32,26 @@ METRIC_LABELS: dict[str, tuple[str, int]] = {
 }
 """Column title and decimals of each metric, in the order of the table; the arrow points to the better values."""
 
-FEW_SUBJECTS_WARNING = (
-    "Density, coverage, precision and recall estimate the overlap of two distributions from neighbours: with few "
-    "subjects they say little, and samples of one subject aren't independent. Read them beside the trivial baselines."
-)
+
+@dataclass(frozen=True)
+class ProgramSettings:
+    """One program whose volumes stand in a report.
+
+    Attributes:
+        name: how its rows are called; empty for the only program of a report.
+        folder: folder of its volumes.
+        num_samples: volumes per subject.
+        shuffled: folder of its control, made from views shuffled between subjects.
+        values: lowest and highest value of its files and the HU they stand for; HU themselves when absent.
+        alignment: `centre` or `world`, how its volumes are laid on the true ones' grids.
+    """
+
+    name: str
+    folder: str
+    num_samples: int
+    shuffled: str | None = None
+    values: tuple[float, float, float, float] | None = None
+    alignment: str = "centre"
 
 
 @dataclass(frozen=True)
@@ -45,12 +63,17 @@ class EvaluationSettings:
         split: split that was evaluated.
         window: HU window to which both volumes are clipped.
         num_subjects: number of subjects evaluated.
-        num_samples: generated volumes per subject.
-        seed: seed of the evaluation's own random choices (which subjects the picture shows).
-        generated: folder of the generated volumes.
+        num_samples: generated volumes per subject, of the first program.
+        seed: seed of the evaluation's own random choices: resampled subjects, and which ones the picture shows.
+        generated: folder of the generated volumes, of the first program.
         ssim_window_size: side of the Gaussian window of SSIM, voxels.
         ssim_sigma: its standard deviation, voxels.
         nearest_k: neighbour that sets the radius in density, coverage, precision and recall.
+        num_resamples: resampled sets of subjects behind the confidence intervals.
+        rays: how the volumes are rendered again for the re-projection error.
+        views: views that the baselines and the re-projection error use.
+        programs: the programs, the first being the one that the others are compared with; one without a name by
+            default.
     """
 
     data: str
@@ -63,6 +86,19 @@ class EvaluationSettings:
     ssim_window_size: int = SSIM_WINDOW_SIZE
     ssim_sigma: float = SSIM_SIGMA
     nearest_k: int = DEFAULT_NEAREST_K
+    num_resamples: int = DEFAULT_NUM_RESAMPLES
+    rays: str = "parallel"
+    views: tuple[str, ...] = ()
+    programs: tuple[ProgramSettings, ...] = ()
+
+    def all_programs(self) -> tuple[ProgramSettings, ...]:
+        """The programs, at least one."""
+        return self.programs or (ProgramSettings("", self.generated, self.num_samples),)
+
+
+def row_of(program: str, row: str) -> str:
+    """Name of a program's row in the report."""
+    return f"{program}: {row}" if program else row
 
 
 def summarize(values: Sequence[float]) -> dict[str, float | int | None]:
@@ -102,14 +138,16 @@ def build_report(
         subjects: names of the subjects, in the order of the scores.
         rows: for each row of the table one mapping of metric to score per subject.
         distribution: `features` (their name), `real_set` (which volumes are the real ones), `num_real`, and `rows`: for
-            each set of generated volumes `num_generated`, `precision`, `recall`, `density`, `coverage`; and `left_out`,
-            a sentence for each set too small to be judged.
+            each set of generated volumes what `distribution_scores` returns; and `left_out`, a sentence for each set
+            too small to be judged.
         codebook: usage of the volume tokenizer's codebook, per name of the held-out splits.
         notes: sentences about what was left out or changed.
 
     Returns:
-        A dictionary of JSON types: `settings`, `subjects`, `summary`, `paired_differences` (of `one sample` to every
-        other row), `per_subject`, `distribution`, `codebook`, `notes`.
+        A dictionary of JSON types: `settings`, `subjects`, `summary`, `paired_differences` (of the first program's one
+        sample to every other row), `comparisons` (the pairs of rows worth a line of the table), `per_subject`,
+        `distribution`, `codebook`, `notes`. A summary has `mean`, `std`, `standard_error`, `count` and
+        `confidence_interval`, the two ends of a 95 % bootstrap interval, None for one subject.
 
     Raises:
         ValueError: a row whose length isn't the number of subjects.
@@ -119,140 +157,78 @@ def build_report(
             raise ValueError(
                 f"row {name!r} has {len(scores)} scores; expected one for each of {len(subjects)} subjects"
             )
+    bootstrap = SubjectBootstrap(len(subjects), settings.seed, settings.num_resamples)
+    reference = row_of(settings.all_programs()[0].name, ROW_ONE_SAMPLE)
+    others = [name for name in rows if reference in rows and name != reference]
+    few = [_few_subjects_note(len(subjects))] if len(subjects) < FEWEST_SUBJECTS else []
     return {
-        "settings": asdict(settings) | {"window": list(settings.window)},
+        "settings": _json_settings(settings),
         "subjects": list(subjects),
-        "summary": {name: _summary(scores) for name, scores in rows.items()},
-        "paired_differences": _paired_differences(rows),
+        "summary": {name: _summary(scores, bootstrap) for name, scores in rows.items()},
+        "paired_differences": {name: _difference(rows[reference], rows[name], bootstrap) for name in others},
+        "comparisons": [
+            {"minuend": first, "subtrahend": second, "scores": _difference(rows[first], rows[second], bootstrap)}
+            for first, second in compared_rows(settings.all_programs(), list(rows))
+        ],
         "per_subject": {name: [dict(score) for score in scores] for name, scores in rows.items()},
         "distribution": None if distribution is None else dict(distribution),
         "codebook": None if codebook is None else dict(codebook),
-        "notes": list(notes),
+        "notes": [*notes, *few],
     }
 
 
-def report_markdown(report: Mapping[str, Any]) -> str:
-    """Write a report as Markdown: settings, table of scores, distribution scores, codebook usage, notes.
+def compared_rows(programs: Sequence[ProgramSettings], rows: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of rows whose difference is worth a line: to the first program, to the own control, to the baselines.
 
     Args:
-        report: as `build_report` returns it.
+        programs: the programs, the first being the one that the others are compared with.
+        rows: names of the rows there are.
 
     Returns:
-        Markdown text that ends with a newline.
+        Pairs of row names, minuend and subtrahend, both among the rows.
     """
-    parts = [_settings_text(report["settings"]), _score_table(report["summary"])]
-    shuffled = report["paired_differences"].get(ROW_SHUFFLED, {}).get("psnr_3d")
-    if shuffled is not None:
-        parts.append(f"Right views minus shuffled views, PSNR 3D, paired by subject: {_cell(shuffled, 2)} dB.")
-    if report["distribution"] is not None:
-        parts.append(_distribution_text(report["distribution"], report["settings"]["nearest_k"]))
-    if report["codebook"] is not None:
-        parts.append(_codebook_text(report["codebook"]))
-    if report["notes"]:
-        parts.append("\n".join(f"- {note}" for note in report["notes"]))
-    return "\n\n".join(parts) + "\n"
+    pairs = []
+    for program in programs:
+        for kind in (ROW_ONE_SAMPLE, ROW_MEAN_OF_SAMPLES):
+            of_first = row_of(programs[0].name, kind.format(count=programs[0].num_samples))
+            control = [row_of(program.name, ROW_SHUFFLED)] if kind == ROW_ONE_SAMPLE else []
+            minuend = row_of(program.name, kind.format(count=program.num_samples))
+            pairs += [(minuend, other) for other in (of_first, *control, *BASELINE_ROWS) if other != minuend]
+    return [pair for pair in pairs if pair[0] in rows and pair[1] in rows]
 
 
-def _summary(scores: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def _json_settings(settings: EvaluationSettings) -> dict[str, Any]:
+    """Settings as JSON types."""
+    programs = [asdict(program) for program in settings.all_programs()]
+    for program in programs:
+        program["values"] = None if program["values"] is None else list(program["values"])
+    lists = {"window": list(settings.window), "views": list(settings.views), "programs": programs}
+    return asdict(settings) | lists | {"confidence": CONFIDENCE}
+
+
+def _summary(scores: Sequence[Mapping[str, float]], bootstrap: SubjectBootstrap) -> dict[str, Any]:
     """Summary of every metric that all subjects of a row have."""
     shared = [metric for metric in METRIC_LABELS if all(metric in score for score in scores)]
-    return {metric: summarize([score[metric] for score in scores]) for metric in shared}
-
-
-def _paired_differences(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
-    """Differences of `one sample` to every other row, subject by subject: their spread leaves out hard subjects."""
-    reference = rows.get(ROW_ONE_SAMPLE)
-    if reference is None:
-        return {}
-    differences = {
-        name: [
-            {metric: first[metric] - second[metric] for metric in first if metric in second}
-            for first, second in zip(reference, scores, strict=True)
-        ]
-        for name, scores in rows.items()
-        if name != ROW_ONE_SAMPLE
+    values = {metric: [score[metric] for score in scores] for metric in shared}
+    return {
+        metric: summarize(numbers) | {"confidence_interval": bootstrap.interval(numbers)}
+        for metric, numbers in values.items()
     }
-    return {name: _summary(values) for name, values in differences.items()}
 
 
-def _cell(summary: Mapping[str, Any] | None, decimals: int) -> str:
-    """`mean ± standard error (standard deviation)` of one cell."""
-    if summary is None:
-        return ""
-    if summary["std"] is None:
-        return f"{summary['mean']:.{decimals}f}"
-    return f"{summary['mean']:.{decimals}f} ± {summary['standard_error']:.{decimals}f} ({summary['std']:.{decimals}f})"
+def _difference(
+    first: Sequence[Mapping[str, float]], second: Sequence[Mapping[str, float]], bootstrap: SubjectBootstrap
+) -> dict[str, Any]:
+    """Summary of differences subject by subject: their spread leaves out hard subjects."""
+    differences = [
+        {metric: one[metric] - other[metric] for metric in one if metric in other}
+        for one, other in zip(first, second, strict=True)
+    ]
+    return _summary(differences, bootstrap)
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with the first column left-aligned and the others right-aligned, padded for plain text.
-
-    Args:
-        header: titles of the columns.
-        rows: cells of each row, as many as titles.
-    """
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "| " + " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]) + " |"
-    return "\n".join([line(header), rule, *(line(row) for row in rows)])
-
-
-def _settings_text(settings: Mapping[str, Any]) -> str:
-    """The sentences that must stand beside the numbers."""
-    low, high = settings["window"]
-    size = settings["ssim_window_size"]
+def _few_subjects_note(count: int) -> str:
     return (
-        f"Data `{settings['data']}`, split `{settings['split']}`, {settings['num_subjects']} subjects, "
-        f"{settings['num_samples']} sample(s) per subject, seed {settings['seed']}. "
-        f"Window [{low:g}, {high:g}] HU: both volumes clipped to it, data range {high - low:g} HU. "
-        f"Every score is against the true HU volume. SSIM: Gaussian window of {size} voxels, sigma "
-        f"{settings['ssim_sigma']:g}. Slices: mean over the slices of each axis, then over the axes (X2CT-GAN). "
-        "Re-projection: mean absolute difference to the input views, display units 0 to 1. "
-        "Cells: mean ± standard error (standard deviation) over subjects."
-    )
-
-
-def _score_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """The main table: one line per row, one column per metric that any row has."""
-    metrics = [metric for metric in METRIC_LABELS if any(metric in row for row in summary.values())]
-    header = ["", *(METRIC_LABELS[metric][0] for metric in metrics)]
-    rows = [
-        [name, *(_cell(row.get(metric), METRIC_LABELS[metric][1]) for metric in metrics)]
-        for name, row in summary.items()
-    ]
-    return markdown_table(header, rows)
-
-
-def _distribution_text(distribution: Mapping[str, Any], nearest_k: int) -> str:
-    """Table of density, coverage, precision and recall with the features and set sizes they depend on."""
-    names = ("density", "coverage", "precision", "recall")
-    rows = [
-        [name, str(row["num_generated"]), *(f"{row[metric]:.3f}" for metric in names)]
-        for name, row in distribution["rows"].items()
-    ]
-    introduction = (
-        f"Distribution of whole sets, {distribution['num_real']} real volumes ({distribution['real_set']}), "
-        f"nearest_k = {nearest_k}; features: {distribution['features']}. {FEW_SUBJECTS_WARNING}"
-    )
-    table = [markdown_table(["", "generated", *names], rows)] if rows else []
-    return "\n\n".join([introduction, *table, *distribution["left_out"]])
-
-
-def _codebook_text(codebook: Mapping[str, Any]) -> str:
-    """Table of the codebook's usage on held-out data."""
-    rows = [
-        [
-            name,
-            f"{use['codes_used']} / {use['codebook_size']}",
-            f"{use['used_fraction']:.1%}",
-            f"{use['perplexity']:.1f}",
-        ]
-        for name, use in codebook.items()
-    ]
-    return "Codebook of the volume tokenizer on held-out data.\n\n" + markdown_table(
-        ["", "codes used", "fraction", "perplexity"], rows
+        f"{count} subjects, fewer than {FEWEST_SUBJECTS}: the confidence intervals are too narrow, because resampling "
+        "so few misses part of the spread."
     )

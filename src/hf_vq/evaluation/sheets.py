@@ -77,13 +77,19 @@ def oriented_slice(volume: npt.NDArray[Any], plane: str, index: int | None = Non
     return np.asarray(image[flips])
 
 
-def save_evaluation_sheet(path: str | Path, subjects: Sequence[SheetSubject], window: Window = DEFAULT_WINDOW) -> Path:
+def save_evaluation_sheet(
+    path: str | Path,
+    subjects: Sequence[SheetSubject],
+    window: Window = DEFAULT_WINDOW,
+    generated_title: str = "Generated CT (one sample)",
+) -> Path:
     """Draw the views, three true slices, three generated slices and the absolute error of a few subjects.
 
     Args:
         path: PNG file to write; it appears only when it is whole.
         subjects: one row each, all with the same views.
         window: HU shown as black and as white; the error's colours end at a quarter of its width.
+        generated_title: title of the generated slices.
 
     Returns:
         The path.
@@ -100,7 +106,7 @@ def save_evaluation_sheet(path: str | Path, subjects: Sequence[SheetSubject], wi
             raise ValueError(f"{subject.name} has the views {list(subject.views)}; expected {view_names} as the first")
     layout = _Layout(groups=(len(view_names), len(PLANES), len(PLANES), len(PLANES)), num_rows=len(subjects))
     figure = layout.new_figure()
-    for group, title in enumerate(("Input X-rays", "True CT", "Generated CT (one sample)", "Absolute error")):
+    for group, title in enumerate(("Input X-rays", "True CT", generated_title, "Absolute error")):
         layout.group_title(figure, group, title)
     for row, subject in enumerate(subjects):
         _draw_subject(figure, layout, row, subject, window)

@@ -1,7 +1,9 @@
 """What the volume tokenizer does to held-out scans: its reconstructions, its codes, its features."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
+from ..data.paired_sources import looks_like_path
 from ..quantizers import CodebookUsage
 from ..quantizers.codebook import codebooks_of
-from .metrics import prdc
-from .volumes import GridVolume, onto_grid, read_volume
+from .volumes import Grid, GridVolume, onto_grid, read_volume
 
 FEATURE_NAME = "volume tokenizer's encoder output before quantisation, average-pooled to 2x2x2 and flattened"
 _POOLED_SIDE = 2
@@ -22,23 +24,27 @@ _POOLED_SIDE = 2
 
 @dataclass(frozen=True)
 class EncodedVolumes:
-    """Volumes as a tokenizer sees them.
+    """N volumes as a tokenizer sees them; the volumes themselves are not kept.
 
     Attributes:
-        volumes: the N volumes themselves.
         codes: shape (N, d, h, w), int64, on the CPU.
         features: shape (N, 8 * channels); see `VolumeTokenizer.feature_name`.
         geometry: the processor's `VolumeGeometry` of each volume.
+        grids: the grid of each volume.
     """
 
-    volumes: list[GridVolume]
     codes: torch.Tensor
     features: npt.NDArray[np.float32]
     geometry: list[Any]
+    grids: list[Grid]
+
+    def __len__(self) -> int:
+        """Returns the number of volumes."""
+        return len(self.grids)
 
     def first(self, count: int) -> "EncodedVolumes":
         """The first volumes alone."""
-        return EncodedVolumes(self.volumes[:count], self.codes[:count], self.features[:count], self.geometry[:count])
+        return EncodedVolumes(self.codes[:count], self.features[:count], self.geometry[:count], self.grids[:count])
 
 
 @dataclass(frozen=True)
@@ -70,61 +76,88 @@ class VolumeTokenizer:
         Raises:
             ValueError: the pipeline has no such parts, or its tokenizer is another model or lacks weights.
         """
-        from ..models.loading import load_tokenizer
-        from ..processors.image_processing_ct_volume import CTVolumeProcessor
-
         try:
-            folder = _local_folder(pipeline)
-            processor = CTVolumeProcessor.from_pretrained(folder / "volume_processor")
-            model = load_tokenizer(folder / "volume_tokenizer", 3, device)
+            folder = _local_folder(pipeline, ["volume_tokenizer/*", "volume_processor/*"])
+            return cls._load(folder / "volume_tokenizer", folder / "volume_processor", device, batch_size)
         except (OSError, HFValidationError) as error:
             raise ValueError(
                 f"{pipeline}: found no volume_tokenizer and volume_processor, expected a saved ViewsToVolumePipeline; "
                 f"check the path ({error})"
             ) from error
-        return cls(model, processor, batch_size)
+
+    @classmethod
+    def from_tokenizer(
+        cls, tokenizer: str, device: torch.device | str = "cpu", batch_size: int = 8
+    ) -> "VolumeTokenizer":
+        """Load a volume tokenizer as train_tokenizer.py writes it, with its processor.
+
+        Args:
+            tokenizer: folder of a saved 3D `VQTokenizer` with its `CTVolumeProcessor`, or its name on the Hub.
+            device: where the model runs.
+            batch_size: volumes encoded at once.
+
+        Returns:
+            The tokenizer in evaluation mode.
+
+        Raises:
+            ValueError: there is no such tokenizer, it is another model, lacks weights, or has no processor.
+        """
+        try:
+            folder = _local_folder(tokenizer, ["*.json", "*.safetensors"])
+            return cls._load(folder, folder, device, batch_size)
+        except (OSError, HFValidationError) as error:
+            raise ValueError(
+                f"{tokenizer}: found no volume tokenizer with its processor, expected a 3D VQTokenizer as "
+                f"train_tokenizer.py writes it; check the path ({error})"
+            ) from error
+
+    @classmethod
+    def _load(cls, tokenizer: Path, processor: Path, device: torch.device | str, batch_size: int) -> "VolumeTokenizer":
+        from ..models.loading import load_tokenizer
+        from ..processors.image_processing_ct_volume import CTVolumeProcessor
+
+        return cls(load_tokenizer(tokenizer, 3, device), CTVolumeProcessor.from_pretrained(processor), batch_size)
 
     @torch.no_grad()
-    def encode(self, volumes: Sequence[GridVolume]) -> EncodedVolumes:
+    def encode(self, volumes: Iterable[GridVolume]) -> EncodedVolumes:
         """Codes and features of volumes.
 
         Args:
-            volumes: any volumes, at least one.
+            volumes: any volumes, at least one; an iterator is read one batch at a time.
 
         Returns:
-            The volumes as the model sees them.
+            What the model sees of them.
         """
-        codes, features, geometry = [], [], []
-        for start in range(0, len(volumes), self.batch_size):
-            batch = volumes[start : start + self.batch_size]
+        codes, features, geometry, grids = [], [], [], []
+        remaining = iter(volumes)
+        while batch := list(islice(remaining, self.batch_size)):
             inputs = self.processor([volume.to_nifti() for volume in batch])
             encoded = self.model.encode(inputs["pixel_values"].to(self.model.device, self.model.dtype))
             pooled = torch.nn.functional.adaptive_avg_pool3d(encoded.latents.float(), _POOLED_SIDE)
             codes.append(encoded.codes.cpu())
             features.append(pooled.flatten(1).cpu().numpy())
             geometry += inputs["geometry"]
-        return EncodedVolumes(list(volumes), torch.cat(codes), np.concatenate(features), geometry)
+            grids += [volume.grid for volume in batch]
+        return EncodedVolumes(torch.cat(codes), np.concatenate(features), geometry, grids)
 
     @torch.no_grad()
-    def decode(self, encoded: EncodedVolumes) -> list[npt.NDArray[np.float32]]:
-        """Reconstructions of volumes: the best that any model of these codes can reach.
+    def decode(self, encoded: EncodedVolumes) -> Iterator[npt.NDArray[np.float32]]:
+        """Reconstructions of volumes, a batch at a time: the best that any model of these codes can reach.
 
         Args:
             encoded: what `encode` returned.
 
-        Returns:
+        Yields:
             For each volume its reconstruction on its own grid, in HU.
         """
-        results = []
-        for start in range(0, len(encoded.volumes), self.batch_size):
+        for start in range(0, len(encoded), self.batch_size):
             batch = slice(start, start + self.batch_size)
             decoded = self.model.decode(encoded.codes[batch].to(self.model.device)).sample
             images = self.processor.postprocess(
                 decoded.float().cpu(), output_type="nifti", geometry=encoded.geometry[batch]
             )
-            pairs = zip(images, encoded.volumes[batch], strict=True)
-            results += [onto_grid(read_volume(image), volume) for image, volume in pairs]
-        return results
+            for image, grid in zip(images, encoded.grids[batch], strict=True):
+                yield onto_grid(read_volume(image), grid)
 
     def usage(self, splits: Mapping[str, torch.Tensor]) -> dict[str, dict[str, float]]:
         """Usage of the codebook.
@@ -140,11 +173,21 @@ class VolumeTokenizer:
     @property
     def feature_name(self) -> str:
         """What the features are, and whether they were learned at all."""
-        codebooks = codebooks_of(self.model)
-        if not codebooks:  # nothing counts the training of a quantizer that learns no codes
+        batches = self._training_batches
+        if batches is None:
             return FEATURE_NAME
-        batches = int(codebooks[0].num_batches)
         return f"{FEATURE_NAME} ({f'learned in {batches} batches' if batches else 'NOT learned: no training recorded'})"
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the features were learned, as far as the model records it."""
+        return self._training_batches != 0
+
+    @property
+    def _training_batches(self) -> int | None:
+        """Batches of its training; None for a quantizer that learns no codes, where nothing counts them."""
+        codebooks = codebooks_of(self.model)
+        return int(codebooks[0].num_batches) if codebooks else None
 
     @property
     def codebook_size(self) -> int:
@@ -152,11 +195,34 @@ class VolumeTokenizer:
         return int(self.model.config.quantizer_config.codebook_size)
 
 
-def _local_folder(pipeline: str) -> Path:
-    """Folder that holds the parts of a pipeline that are read here, fetched from the Hub where it isn't a folder."""
-    if Path(pipeline).is_dir():
-        return Path(pipeline)
-    return Path(snapshot_download(pipeline, allow_patterns=["volume_tokenizer/*", "volume_processor/*"]))
+def pipeline_views(pipeline: str) -> list[str] | None:
+    """Views that a pipeline's transformer reads.
+
+    Args:
+        pipeline: folder of a saved `ViewsToVolumePipeline` or its name on the Hub.
+
+    Returns:
+        Their names; None where its config names none.
+
+    Raises:
+        ValueError: the pipeline is not found.
+    """
+    try:
+        config = _local_folder(pipeline, ["transformer/config.json"]) / "transformer" / "config.json"
+    except (OSError, HFValidationError) as error:
+        raise ValueError(f"{pipeline}: found no pipeline, expected a folder or a name on the Hub; check it") from error
+    if not config.is_file():
+        return None
+    return list(json.loads(config.read_text(encoding="utf-8")).get("view_axes") or []) or None
+
+
+def _local_folder(source: str, patterns: list[str]) -> Path:
+    """Folder with the parts of a model that are read here, fetched from the Hub where it can't be meant as a path."""
+    if Path(source).is_dir():
+        return Path(source)
+    if looks_like_path(source):
+        raise FileNotFoundError("no such folder, and what looks like a path is not looked for on the Hub")
+    return Path(snapshot_download(source, allow_patterns=patterns))
 
 
 def codebook_usage(codes: torch.Tensor, codebook_size: int) -> dict[str, float]:
@@ -178,31 +244,3 @@ def codebook_usage(codes: torch.Tensor, codebook_size: int) -> dict[str, float]:
         "used_fraction": figures["active_fraction"],
         "perplexity": figures["perplexity"],
     }
-
-
-def distribution_scores(
-    real_features: npt.NDArray[Any], generated_features: Mapping[str, npt.NDArray[Any]], nearest_k: int
-) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Density, coverage, precision and recall of several sets of generated volumes against one real set.
-
-    Args:
-        real_features: shape (N, F).
-        generated_features: for each name of a set its features, shape (M, F).
-        nearest_k: neighbour that sets the radius of a neighbourhood.
-
-    Returns:
-        For each name its scores and `num_generated`; and a sentence for each set too small to be judged.
-
-    Raises:
-        ValueError: as `prdc`, except for too few rows.
-        ImportError: prdc isn't installed.
-    """
-    rows: dict[str, dict[str, float]] = {}
-    notes: list[str] = []
-    for name, features in generated_features.items():
-        fewest = min(len(real_features), len(features))
-        if fewest < nearest_k + 2:
-            notes.append(f"Density and the like of '{name}' left out: {fewest} volumes, nearest_k = {nearest_k}.")
-            continue
-        rows[name] = {"num_generated": len(features), **prdc(real_features, features, nearest_k)}
-    return rows, notes
