@@ -68,7 +68,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--pipeline", help="folder or Hub id of the ViewsToVolumePipeline")
     add("--features", help="folder or Hub id of a 3D VQTokenizer for density, coverage, ...; the pipeline's by default")
     add("--views", nargs="+", help="views for baselines and re-projection; all that the data have by default")
-    add("--cone_beam", type=float, nargs=2, metavar=("DETECTOR", "ISOCENTRE"), help="mm from the source; else parallel")
+    add(
+        "--cone_beam",
+        type=float,
+        nargs=2,
+        metavar=("DETECTOR", "ISOCENTRE"),
+        help="mm from the source; by default as the data say",
+    )
     add("--output_dir", required=True, type=Path)
     add("--scratch_dir", type=Path, help="for 4 bytes per voxel of all splits; beside output_dir by default")
     add("--num_sheet_subjects", type=int, default=4, help="subjects drawn, chosen at random by --seed")
@@ -165,7 +171,7 @@ def score_all(args: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], 
     tokenizers = load_tokenizers(args)
 
     baselines = BaselineVolumes(splits["train"], splits["validation"], subjects, args.window, scratch)
-    scorer = Scorer(args.window, BeamGeometry(*args.cone_beam) if args.cone_beam else None)
+    scorer = Scorer(args.window, beam_of(args, subjects))
     makers = row_makers(scorer, programs, baselines)
     table = score_subjects(subjects, makers, args.num_workers)
     distribution = codebook = None
@@ -276,6 +282,19 @@ def remarks(args: argparse.Namespace, subjects: SubjectSet, programs: Sequence[P
     return notes
 
 
+def beam_of(args: argparse.Namespace, subjects: SubjectSet) -> BeamGeometry | None:
+    """Rays with which volumes are rendered again: those asked for, or else the data set's own."""
+    return BeamGeometry(*args.cone_beam) if args.cone_beam else subjects.beam
+
+
+def rays_text(beam: BeamGeometry | None) -> str:
+    """What the report says about the rays."""
+    if beam is None or not beam.is_cone:
+        return "parallel"
+    detector, isocentre = beam.source_detector_distance, beam.source_isocentre_distance
+    return f"cone-beam, {detector:g} mm to the detector and {isocentre:g} mm to the isocentre,"
+
+
 def settings_of(args: argparse.Namespace, subjects: SubjectSet, programs: Sequence[Program]) -> EvaluationSettings:
     """What the numbers depend on."""
     return EvaluationSettings(
@@ -288,9 +307,7 @@ def settings_of(args: argparse.Namespace, subjects: SubjectSet, programs: Sequen
         generated=str(programs[0].generated.folder),
         nearest_k=args.nearest_k,
         num_resamples=args.num_resamples,
-        rays="cone-beam, {:g} mm to the detector and {:g} mm to the isocentre,".format(*args.cone_beam)
-        if args.cone_beam
-        else "parallel",
+        rays=rays_text(beam_of(args, subjects)),
         views=subjects.view_names,
         programs=tuple(program.settings() for program in programs),
     )

@@ -53,6 +53,7 @@ class SubjectSet(Sequence[Subject]):
         image_size: (rows, cols) of every view.
         names: name of each subject.
         view_names: name of each view.
+        beam: rays with which the views were rendered, as the data set says; None where it says nothing.
 
     Raises:
         ValueError: a data set without views; and when a subject is read, a volume or a view that can't be.
@@ -64,7 +65,7 @@ class SubjectSet(Sequence[Subject]):
         self.view_names = tuple(dataset.view_names)
         if not self.view_names:
             raise ValueError("data: found no view columns, expected at least one such as 'frontal'; add the views")
-        self._dataset = dataset
+        self._dataset, self.beam = dataset, getattr(dataset, "beam", None)
         self._indices = [i for i, name in enumerate(dataset.subjects) if names is None or name in names]
         self.names = [str(dataset.subjects[index]) for index in self._indices]
         if image_size is None:
