@@ -6,7 +6,8 @@
 
 The result has the splits train, validation and, where the data have one, test. Of paired data it holds for each subject
 the columns `subject`, `codes` (the volume's grid), one per view (that view's grid) and, where the data name classes,
-`label`; of images the columns `codes` and `label`. Codes are int32.
+`label`; of images the columns `codes` and `label`. Codes are int32. With `--num_shifts` the training split also holds
+copies of each pair, the volume moved by whole voxels and its views as parallel rays would show it then.
 """
 
 import argparse
@@ -17,11 +18,13 @@ import numpy as np
 import torch
 from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Features, Value
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
 from hf_vq import CTVolumeProcessor, VQTokenizer, XrayImageProcessor
 from hf_vq.data import ImageDataset, MissingSplitError, PairedDataset
+from hf_vq.data.paired_shifts import draw_shifts, shift_pair
 from hf_vq.files import atomic_directory
 from hf_vq.models import load_tokenizer
 from hf_vq.training.arguments import run
@@ -42,6 +45,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--label_names", nargs="+", help="images: name of each label, where the data have none")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument(
+        "--num_shifts", type=int, default=0, help="paired data: moved copies of each training pair, encoded too"
+    )
+    parser.add_argument("--max_shift", type=int, default=1, help="voxels along each axis by which copies are moved")
+    parser.add_argument("--seed", type=int, default=0, help="of the shifts")
     parser.add_argument("--overwrite", action="store_true", help="replace what output_dir holds")
     return parser.parse_args(arguments)
 
@@ -55,6 +63,7 @@ def check_args(args: argparse.Namespace) -> None:
             "expected --tokenizer for images, or --volume_tokenizer and --view_tokenizer for paired data; found "
             f"{given or 'none of them'}"
         )
+    draw_shifts(args.num_shifts, args.max_shift, torch.Generator())  # too many are better found now
     if args.batch_size < 1:
         raise ValueError(f"--batch_size: found {args.batch_size}, expected at least 1")
 
@@ -82,13 +91,38 @@ def class_names(datasets: dict[str, PairedDataset]) -> list[str]:
     return sorted({label for dataset in datasets.values() for label in dataset.labels or () if label})
 
 
+class ShiftedCopies(TorchDataset[dict[str, Any]]):
+    """Each subject of a paired data set, followed by `num_shifts` copies moved by shifts of their own."""
+
+    def __init__(self, dataset: PairedDataset, num_shifts: int, max_shift: int, seed: int) -> None:
+        self._dataset, self._copies = dataset, 1 + num_shifts
+        generator = torch.Generator().manual_seed(seed)
+        self._shifts = [draw_shifts(num_shifts, max_shift, generator) for _ in range(len(dataset))]
+        self._last: tuple[int, dict[str, Any]] = (-1, {})  # copies follow each other: a subject is read once
+
+    def __len__(self) -> int:
+        return len(self._dataset) * self._copies
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        subject, copy = divmod(index, self._copies)
+        if self._last[0] != subject:
+            self._last = (subject, self._dataset[subject])
+        item = self._last[1]
+        if copy == 0:
+            return item
+        pair = (item["pixel_values"], item["view_pixel_values"])
+        moved, views = shift_pair(*pair, self._dataset.view_names, self._shifts[subject][copy - 1])
+        return {**item, "pixel_values": moved, "view_pixel_values": views}
+
+
 @torch.no_grad()
 def encode_subjects(
-    dataset: PairedDataset, volume_tokenizer: VQTokenizer, view_tokenizer: VQTokenizer, batch_size: int
+    dataset: PairedDataset, copies: ShiftedCopies, tokenizers: tuple[VQTokenizer, VQTokenizer], batch_size: int
 ) -> Iterator[dict[str, Any]]:
-    """One row of codes for each subject."""
+    """One row of codes for each subject and each of its moved copies."""
+    volume_tokenizer, view_tokenizer = tokenizers
     device = volume_tokenizer.device
-    for batch in tqdm(DataLoader(dataset, batch_size=batch_size), desc="encode"):
+    for batch in tqdm(DataLoader(copies, batch_size=batch_size), desc="encode"):
         codes = volume_tokenizer.encode(batch["pixel_values"].to(device)).codes
         views = batch["view_pixel_values"].to(device)
         view_codes = view_tokenizer.encode(views.flatten(0, 1)).codes.unflatten(0, views.shape[:2])
@@ -109,12 +143,15 @@ def encode_paired(args: argparse.Namespace, device: torch.device) -> DatasetDict
     check_views(args.data, datasets)
     classes, splits = class_names(datasets), {}
     for split, dataset in datasets.items():
-        rows = list(encode_subjects(dataset, volume_tokenizer, view_tokenizer, args.batch_size))
+        copies = ShiftedCopies(dataset, args.num_shifts if split == "train" else 0, args.max_shift, args.seed)
+        rows = list(encode_subjects(dataset, copies, (volume_tokenizer, view_tokenizer), args.batch_size))
         grids = {name: Array2D(rows[0][name].shape, "int32") for name in dataset.view_names}
         grids["codes"] = Array3D(rows[0]["codes"].shape, "int32")
         if classes:
             grids["label"] = ClassLabel(names=classes)
-            for row, label in zip(rows, dataset.labels, strict=True):
+            label_of = dict(zip(dataset.subjects, dataset.labels, strict=True))
+            for row in rows:
+                label = label_of[row["subject"]]
                 row["label"] = classes.index(label) if label else -1
         splits[split] = Dataset.from_list(rows, features=Features({"subject": Value("string"), **grids}))
     return DatasetDict(splits)

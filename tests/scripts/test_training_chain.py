@@ -140,6 +140,21 @@ def test_codes_are_those_of_the_tokenizer(chain):
     assert torch.equal(pipeline.view_tokenizer.encode(image).codes[0], row["lateral"])
 
 
+def test_moved_copies_of_the_training_pairs_are_encoded_too(chain, tmp_path, capsys):
+    flags = ["--data", chain / "cohort", "--volume_tokenizer", chain / "volume", "--view_tokenizer", chain / "view"]
+    call("encode_codes.py", *flags, "--num_shifts", 3, "--max_shift", 2, "--output_dir", tmp_path / "codes")
+    codes, plain = (load_from_disk(folder).with_format("torch") for folder in (tmp_path / "codes", chain / "codes"))
+    assert {split: len(codes[split]) for split in codes} == {**COUNTS, "train": 4 * COUNTS["train"]}
+    assert codes["train"]["subject"][:5] == ["train_0"] * 4 + ["train_1"]
+    for index in range(COUNTS["train"]):
+        for column in ("codes", "frontal"):
+            assert torch.equal(codes["train"][4 * index][column], plain["train"][index][column])
+    copies = [codes["train"][index]["codes"] for index in range(4)]
+    assert any(not torch.equal(copies[0], copy) for copy in copies[1:])
+    error = fails(capsys, "encode_codes.py", *flags, "--num_shifts", 30, "--output_dir", tmp_path / "more")
+    assert "30 shifts by up to 1 voxels wanted, expected 0 to 26" in error
+
+
 def test_validation_compares_right_and_shuffled_views(chain):
     logs = [json.loads(line) for line in (chain / "pipeline" / "logs.jsonl").read_text().splitlines()]
     expected = {"validation_bits", "validation_bits_shuffled", "validation_psnr", "validation_psnr_shuffled"}
