@@ -10,9 +10,9 @@ is skipped; report.csv and report.md say why. A run that was stopped, even kille
 again, and so does a finished one when scans have been added. One run at a time may write to a folder.
 
 --splits is a CSV file with the columns patient and split, and optionally name, which is what the patient is called in
-the output. A patient is known by its PatientID or its name in an earlier splits.csv (DICOM), by the name of the file
-without suffix (NIfTI), or by the outermost folder (--patient_from folder). --views_csv is a CSV file with the columns
-patient and one per view, which hold paths of images.
+the output. A patient is known by its PatientID (DICOM), by the name of the file without suffix (NIfTI), or by the
+outermost folder (--patient_from folder); or by the name in the splits.csv of an earlier run with the same --salt and no
+names of its own. --views_csv is a CSV file with the columns patient and one per view, which hold paths of images.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--modalities", nargs="+", default=defaults.modalities, help="DICOM modalities to accept")
     parser.add_argument("--nifti_pattern", default="*", help="path of the NIfTI files to take, such as '*/ct.nii.gz'")
     parser.add_argument("--patient_from", choices=PATIENT_FROM, default="id", help="PatientID or file name, or folder")
-    parser.add_argument("--salt", default="", help="secret text that goes into the anonymous names of DICOM patients")
+    parser.add_argument("--salt", default="", help="secret text that goes into anonymous names")
     parser.add_argument("--splits", type=Path, help="CSV file with the split of each patient; others are skipped")
     parser.add_argument("--fractions", type=float, nargs=3, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VAL", "TEST"))
     parser.add_argument("--seed", type=int, default=0, help="seed of the division without --splits")

@@ -187,7 +187,7 @@ def test_a_written_subject_reads_back_and_passes_the_processor_unchanged(scan, c
 
 
 def test_a_scan_without_a_body_is_refused():
-    with pytest.raises(ValueError, match=r"found no voxel above -300 HU \(largest -1000\), expected a body; check"):
+    with pytest.raises(ValueError, match=r"found no object above -300 HU \(largest value -1000\), expected a body"):
         body_mask(np.full((8, 8, 8), -1000.0))
 
 

@@ -132,6 +132,18 @@ def test_a_dicom_file_that_is_cut_short_is_named(tmp_path):
         read(tmp_path)
 
 
+def test_a_file_that_is_dicom_by_its_name_only_is_named(tmp_path):
+    """An empty file at the end of a stack leaves no gap by which its absence would be noticed."""
+    for path in phantom.write_series(tmp_path, **SMALL).glob("IM*"):
+        path.rename(path.with_suffix(".dcm"))
+    (tmp_path / "IM000.dcm").write_bytes(b"")
+    (tmp_path / "old.DICOM").write_bytes((tmp_path / "IM001.dcm").read_bytes()[132:])
+    (series,), damaged = find_series(tmp_path)
+    assert [path.name for path in damaged] == ["IM000.dcm", "old.DICOM"]
+    assert "found no DICM behind a preamble of 128 bytes in 0 bytes, expected" in damaged[tmp_path / "IM000.dcm"]
+    assert len(series.files) == 5
+
+
 def test_nothing_that_tells_who_the_patient_is_leaves_the_module(tmp_path):
     uid = generate_uid()
     phantom.write_series(tmp_path / "a", **SMALL, uid=uid, edit=changed(2, RescaleSlope=0))
@@ -154,6 +166,8 @@ def test_a_patient_has_one_anonymous_name_for_each_salt(tmp_path):
     salted = [one.patient for one in find_series(tmp_path, salt="secret")[0]]
     assert salted[0] == salted[1] == anonymous_name(phantom.PATIENT_ID, "secret")
     assert not set(salted) & set(names)
+    keys = [{one.key for one in find_series(tmp_path, salt)[0]} for salt in ("", "secret", "another")]
+    assert len(set.union(*keys)) == 9
 
 
 def test_files_without_or_with_several_patient_ids_have_no_patient(tmp_path):

@@ -135,6 +135,20 @@ def test_a_folder_of_images_for_each_class(tmp_path):
     assert sorted(first_pixels(train) + first_pixels(validation)) == first_pixels(test)
 
 
+@pytest.mark.parametrize("folders", [["."], ["train", "test"], ["train/all", "test/all"]])
+def test_a_folder_of_images_without_classes(tmp_path, folders):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for number in range(4):
+            picture(number).save(tmp_path / folder / f"{number}.png")
+    for split in ["train", "validation", "test"][: 1 + len(folders)]:
+        dataset = ImageDataset(tmp_path, split, make_image_processor(4))
+        assert dataset.label_names == []
+        assert [set(dataset[index]) for index in range(len(dataset))] == [{"pixel_values"}] * len(dataset)
+        with pytest.raises(ValueError, match="found no column of labels, expected one; name it with label_column"):
+            dataset.label(0)
+
+
 def test_labels_without_names_are_numbered_as_sorted_in_training(tmp_path):
     rows = {"image": [picture(number) for number in range(4)], "label": ["boot", "bag", "hat", "bag"]}
     whole = datasets.Dataset.from_dict(rows)
@@ -249,7 +263,6 @@ def test_bad_sources_and_splits_are_named(tmp_path):
     ("rows", "message"),
     [
         ({"label": [0, 1]}, "found none among the columns .*image_column"),
-        ({"image": [picture(0), picture(1)]}, "found none among the columns .*label_column"),
         ({"image": [picture(0), picture(1)], "label": [0.5, 1.5]}, "expected integers, strings or a ClassLabel"),
         ({"image": [picture(0), picture(1)], "label": ["a", None]}, "found None in column 'label'"),
     ],

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from hf_vq import CTVolumeProcessor, XrayImageProcessor
 from hf_vq.data import BeamGeometry, PairedDataset
-from hf_vq.data.paired_sources import DatasetSource, looks_like_path, unique_subjects
+from hf_vq.data.paired_sources import DatasetSource, unique_subjects
+from hf_vq.files import looks_like_path
 
 AFFINE = np.diag([4.0, 3.0, 2.0, 1.0])
 SUBJECTS = ["anna", "bert", "carl"]

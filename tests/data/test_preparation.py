@@ -165,7 +165,7 @@ def test_the_grid_may_lie_about_the_body(scan):
 
 def test_a_scan_without_a_body_is_refused_where_one_is_asked_for():
     config = PreparationConfig(**{**vars(CONFIG), "remove_table": True})
-    with pytest.raises(ValueError, match="found no voxel above -300 HU"):
+    with pytest.raises(ValueError, match="found no object above -300 HU"):
         prepare_volume(np.full((8, 8, 8), -1000.0, dtype=np.float32), np.eye(4), config)
 
 
@@ -202,6 +202,7 @@ def test_the_files_of_a_subject_keep_volume_place_and_views(scan, tmp_path):
         ({"center": "heart"}, r"center: found 'heart', expected one of \['scan', 'body'\]"),
         ({"hu_window": (300.0, -500.0)}, r"hu_window: found \(300.0, -500.0\), expected two numbers"),
         ({"views": ()}, r"views: found \[\], expected at least one and each once"),
+        ({"views": ("frontal", "subject")}, r"views: found \['subject'\], which metadata.csv calls other columns by"),
         ({"oversampling": 0}, "oversampling: found 0, expected 1 or more"),
     ],
 )
@@ -224,7 +225,7 @@ def test_scans_of_both_kinds_are_found_and_their_patients_told(tmp_path):
     assert len({source.subject for source in sources}) == len({source.key for source in sources}) == 3
     assert sources[2].subject == "two"
     of_folders, _ = find_scans(tmp_path, patient_from="folder", nifti_pattern="*two*")
-    assert [source.patient for source in of_folders] == [anonymous_name("p1")] * 2 + ["p2"]
+    assert [source.patient for source in of_folders] == [anonymous_name("p1")] * 2 + [anonymous_name("p2")]
     assert [source.subject for source in find_scans(tmp_path, nifti_pattern="*two*")[0]] == [
         source.subject for source in sources
     ]
@@ -236,8 +237,38 @@ def test_nifti_files_of_one_name_are_not_taken_for_different_patients(tmp_path):
     sources, _ = find_scans(tmp_path)
     assert all("found 2 files called 'ct', expected different names" in source.problem for source in sources)
     sources, _ = find_scans(tmp_path, patient_from="folder")
-    assert [source.patient for source in sources] == ["p1", "p2"]
+    assert [source.patient for source in sources] == [anonymous_name("p1"), anonymous_name("p2")]
     assert not any(source.problem for source in sources)
+
+
+def test_both_kinds_of_scan_in_one_folder_are_of_one_patient(tmp_path):
+    for folder in ("p1", "p2"):
+        phantom.write_series(tmp_path / folder / "dicom", **SMALL, patient_id="the same in both")
+        write_nifti(tmp_path / folder / "nifti" / "ct.nii.gz")
+    sources, _ = find_scans(tmp_path, patient_from="folder", salt="s")
+    names = [anonymous_name(folder, "s") for folder in ("p1", "p2") for _ in range(2)]
+    assert [source.patient for source in sources] == names
+    assert len({source.subject for source in sources}) == 4
+
+
+def test_names_of_files_and_folders_are_not_to_be_guessed_from_keys_without_the_salt(tmp_path):
+    write_nifti(tmp_path / "p1" / "ct.nii.gz")
+    (tmp_path / "p1" / "cut.dcm").touch()
+    keys = [{source.key for source in find_scans(tmp_path, salt=salt)[0]} for salt in ("", "secret")]
+    assert len(keys[0]) == 2
+    assert not keys[0] & keys[1]
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+    write_nifti(tmp_path / "elsewhere" / "far.nii.gz")
+    write_nifti(tmp_path / "scans" / "near.nii.gz")
+    for name in ("a", "b"):
+        (tmp_path / "scans" / name).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "scans")
+    sources, num_ignored = find_scans(tmp_path / "scans")
+    assert [source.name for source in sources] == ["a/far.nii.gz", "near.nii.gz"]
+    assert not any(source.problem for source in sources)
+    assert num_ignored == 0
 
 
 def test_a_folder_without_scans_is_named(tmp_path):

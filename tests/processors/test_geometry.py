@@ -110,6 +110,8 @@ def test_the_angles_of_the_named_views_give_their_axes():
         ("azimuth_30", (30.0, 0.0)),
         ("azimuth_-22.5", (-22.5, 0.0)),
         ("azimuth_30_elevation_-10.5", (30.0, -10.5)),
+        ("azimuth_123.4567891", (123.4567891, 0.0)),
+        ("azimuth_0.00001_elevation_0.00002", (1e-5, 2e-5)),
     ],
 )
 def test_a_name_says_its_angles_and_angles_their_name(name, angles):

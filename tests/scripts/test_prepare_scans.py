@@ -101,6 +101,7 @@ def test_every_input_stands_in_the_report_once_with_its_reason(prepared, scans):
     assert "slices are missing" in reasons["dicom/gap"]
     assert "found modality 'MR'" in reasons["dicom/mr"]
     assert "found no NIfTI image" in reasons["nifti/broken.nii.gz"]
+    assert all(reason.startswith("found ") for reason in reasons.values())
     for row in rows.values():
         written = (prepared / row["split"] / f"{row['subject']}.nii.gz").is_file()
         assert written == (row["status"] == "prepared")
@@ -130,6 +131,11 @@ def test_dicom_and_nifti_of_one_scan_give_one_result(script, tmp_path):
     np.testing.assert_allclose(images[0].affine, images[1].affine, atol=1e-3)
     difference = np.asarray(images[0].dataobj).astype(int) - np.asarray(images[1].dataobj)
     assert np.abs(difference).max() <= 1
+
+
+def test_paths_of_scans_stand_in_the_reports_only(prepared, scans):
+    told = {name for name, data in contents(prepared).items() if b"dicom/one" in data or str(scans).encode() in data}
+    assert told == {"report.csv"}
 
 
 def test_several_workers_give_what_one_gives(script, scans, prepared, tmp_path):
@@ -229,11 +235,14 @@ def test_real_radiographs_are_paired_with_their_patients(script, scans, tmp_path
     assert [row["subject"] for row in done] == ["n0", "n1", "n2"]
     with Image.open(tmp_path / "data" / done[0]["split"] / "n0_lateral.png") as image:
         assert (np.asarray(image) == 2000).all()
+    (tmp_path / "films" / "l.png").unlink()
+    with pytest.raises(ValueError, match=r"n0.nii.gz: .*l.png: found no such file, expected an image; check the path"):
+        run(script, scans, tmp_path / "data", "--views_csv", tmp_path / "views.csv", "--on_error", "stop")
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_first_bad_scan_stops_a_run_that_asks_for_it(script, scans, tmp_path, workers):
-    with pytest.raises(ValueError, match=r"dicom/gap .*slices are missing"):
+    with pytest.raises(ValueError, match=r"^dicom/gap \(series \w+\): found .*slices are missing"):
         run(script, scans, tmp_path / "data", "--on_error", "stop", "--num_workers", workers)
     assert not list((tmp_path / "data").rglob("metadata.csv"))
     assert not (tmp_path / "data" / "report.csv").exists()

@@ -16,7 +16,7 @@ def body_mask(volume_hu: np.ndarray) -> np.ndarray:
         (D, H, W) bool.
 
     Raises:
-        ValueError: nothing in the scan is denser than -300 HU.
+        ValueError: nothing in the scan is denser than -300 HU and larger than a few voxels.
     """
     try:
         from scipy import ndimage
@@ -28,7 +28,7 @@ def body_mask(volume_hu: np.ndarray) -> np.ndarray:
     sizes = np.bincount(labels.ravel())[1:]
     if not len(sizes):
         raise ValueError(
-            f"found no voxel above {BODY_THRESHOLD_HU:g} HU (largest {volume_hu.max():g}), expected a body; "
+            f"found no object above {BODY_THRESHOLD_HU:g} HU (largest value {volume_hu.max():g}), expected a body; "
             "check that the scan is in Hounsfield units"
         )
     body = labels == 1 + int(sizes.argmax())

@@ -5,9 +5,7 @@ by its folder and a digest of its UID, a patient by a digest of the PatientID.
 """
 
 import hashlib
-import struct
 import warnings
-import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..processors.dicom_radiographs import READ_ERRORS, has_dicom_mark, import_pydicom, is_dicom
 from ..processors.fields import one_line
 
 Array = npt.NDArray[np.float64]
@@ -70,7 +69,7 @@ class DicomSeries:
 
     Attributes:
         name: what errors and reports call it: the folder of its first file below the searched one, and `key`.
-        key: digest of its SeriesInstanceUID.
+        key: digest of its SeriesInstanceUID and the salt.
         patient: anonymous name of its patient, a digest of the PatientID; None where the files have none.
         files: its files, sorted by path.
     """
@@ -94,15 +93,6 @@ class _Slice:
     intercept: float
 
 
-def import_pydicom() -> Any:
-    """Returns the module `pydicom`; raises ImportError with the command that installs it."""
-    try:
-        import pydicom
-    except ImportError as error:
-        raise ImportError("reading DICOM needs pydicom: pip install hf-vq[medical]") from error
-    return pydicom
-
-
 def anonymous_name(patient_id: str, salt: str = "") -> str:
     """Returns the name under which a patient is known outside this module.
 
@@ -110,7 +100,12 @@ def anonymous_name(patient_id: str, salt: str = "") -> str:
         patient_id: the PatientID; spaces around it do not count.
         salt: secret text mixed in. Without it anybody can find a PatientID by trying out all that are possible.
     """
-    return "p" + _digest(f"{salt}\0{patient_id.strip()}", 12)
+    return "p" + salted_digest(patient_id.strip(), salt, 12)
+
+
+def salted_digest(text: str, salt: str, length: int) -> str:
+    """Returns so many hexadecimal digits of a digest that nobody can try out texts against without the salt."""
+    return hashlib.sha256(f"{salt}\0{text}".encode()).hexdigest()[:length]
 
 
 def find_series(
@@ -118,11 +113,12 @@ def find_series(
 ) -> tuple[list[DicomSeries], dict[Path, str]]:
     """Finds the DICOM series below a folder, whatever its nesting and the names of its files.
 
-    A file is DICOM when it bears the mark of the format behind its preamble; others and DICOMDIR are left out.
+    A file is DICOM when it bears the mark of the format behind its preamble. One that lacks it though its name says
+    that it is DICOM is named as damaged; others and DICOMDIR are left out.
 
     Args:
         folder: where to look.
-        salt: as in `anonymous_name`.
+        salt: as in `anonymous_name`; it goes into the keys of the series too.
         files: the files to look at; all below `folder` when absent.
 
     Returns:
@@ -134,7 +130,13 @@ def find_series(
     groups: dict[str, list[tuple[Path, str]]] = {}
     damaged: dict[Path, str] = {}
     for path in sorted(Path(folder).rglob("*")) if files is None else files:
-        if not _has_dicom_mark(path):
+        if not path.is_file() or not is_dicom(path):
+            continue
+        if not has_dicom_mark(path):
+            damaged[path] = (
+                f"found no DICM behind a preamble of 128 bytes in {path.stat().st_size} bytes, expected it in a DICOM "
+                "file; copy the file again or convert it to DICOM's file format"
+            )
             continue
         try:
             tags = _read_tags(path, ("SeriesInstanceUID", "PatientID"))
@@ -184,22 +186,10 @@ def read_series(
     return volume.transpose(2, 1, 0), affine
 
 
-def _digest(text: str, length: int) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
-
-
-def _has_dicom_mark(path: Path) -> bool:
-    """Whether a file begins as DICOM does: a preamble of 128 bytes, then DICM."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
 def _series(folder: Path, uid: str, members: Sequence[tuple[Path, str]], salt: str) -> DicomSeries:
     """A series of files with their PatientIDs; where these are missing or disagree it has no patient."""
     files = tuple(sorted(path for path, _ in members))
-    key = _digest(uid, 12)
+    key = salted_digest(uid, salt, 12)
     patient_ids = {patient_id for _, patient_id in members}
     patient = anonymous_name(patient_ids.pop(), salt) if len(patient_ids) == 1 and all(patient_ids) else None
     place = files[0].parent.relative_to(folder) if files[0].is_relative_to(folder) else files[0].parent
@@ -212,14 +202,13 @@ def _read_tags(path: Path, names: Sequence[str]) -> dict[str, Any]:
     The messages of pydicom are not passed on, because they quote values.
     """
     pydicom = import_pydicom()
-    damage = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, struct.error)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(names))
             values = {name: header.get(name) for name in names}
             of_file = {name: header.file_meta.get(name) for name in ("TransferSyntaxUID", "MediaStorageSOPClassUID")}
-    except (*damage, zlib.error, pydicom.errors.InvalidDicomError) as error:
+    except (pydicom.errors.InvalidDicomError, *READ_ERRORS) as error:
         raise ValueError(
             f"{path.name}: found a damaged DICOM file ({type(error).__name__}), expected a whole one; copy it again"
         ) from None

@@ -1,4 +1,4 @@
-"""Images with labels, as a torch data set, from MNIST-format files or any image data set of `datasets`."""
+"""Images, with labels or without, as a torch data set, from MNIST-format files or any image data set of `datasets`."""
 
 import gzip
 import zlib
@@ -24,6 +24,8 @@ MODES = {1: "L", 3: "RGB"}
 GREY_MODES = ("1", "L")
 # Pillow's modes of integers and floats of more than 8 bits begin with these; its convert clips their values.
 DEEP_MODES = ("I", "F")
+# `datasets` takes the folders of an image set's splits for classes where there are no others.
+SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing"}
 
 
 def make_image_processor(size: int, channels: int = 3) -> BaseImageProcessor:
@@ -56,28 +58,28 @@ def make_image_processor(size: int, channels: int = 3) -> BaseImageProcessor:
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """One split of a data set of labelled images.
+    """One split of a data set of images.
 
-    An item has `labels` (int); with a processor also `pixel_values` (C, H, W) float32. Where the source has no
-    validation split, one tenth of its training images is held out for it, always the same: the last tenth of
-    MNIST-format files, a random one of a `datasets` data set.
+    An item has `labels` (int), if the source has labels; with a processor also `pixel_values` (C, H, W) float32. Where
+    the source has no validation split, one tenth of its training images is held out for it, always the same: the last
+    tenth of MNIST-format files, a random one of a `datasets` data set.
 
     Args:
         source: folder with the four files of MNIST's format (train-images-idx3-ubyte, train-labels-idx1-ubyte,
             t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, plain or .gz), as of Fashion-MNIST; or a `datasets` data
-            set: a folder written by `save_to_disk`, a folder that `load_dataset` reads, such as one with a folder of
-            images for each class, or a Hub id.
+            set: a folder written by `save_to_disk`, a folder that `load_dataset` reads, such as one of images or one
+            with a folder of images for each class, or a Hub id.
         split: "train", "validation" or "test".
         processor: image processor of transformers that makes `pixel_values`; images come to it as greyscale or RGB,
             whichever fits its `image_mean`.
         cache: keep processed items in memory, all of them in the end; they are shared, so do not change them in place.
         image_column: of a `datasets` data set, the column of images; the only one of type `Image` when absent.
         label_column: of a `datasets` data set, the column of labels; the only one of type `ClassLabel`, else `label`,
-            when absent.
+            when absent, and none if there is no such column.
         label_names: name of each label, instead of those of the source.
 
     Attributes:
-        label_names: name of each label; digits where the source has none.
+        label_names: name of each label; digits where the labels have no names, empty where there are no labels.
 
     Raises:
         ValueError: the source, a file or a column is missing or malformed, or there is no such split.
@@ -110,7 +112,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         """Returns the number of images."""
-        return len(self._source.labels)
+        return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns the item of one image; raises ValueError, naming it, when it cannot be read."""
@@ -126,7 +128,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return self._source.image(range(len(self))[index])
 
     def label(self, index: int) -> int:
-        """Returns the label of an image, an index into `label_names`."""
+        """Returns the label of an image, an index into `label_names`; raises ValueError when there are no labels."""
+        if self._source.labels is None:
+            raise ValueError(f"{self._name}: found no column of labels, expected one; name it with label_column")
         return int(self._source.labels[range(len(self))[index]])
 
     def pixels(self) -> torch.Tensor:
@@ -149,7 +153,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def _load(self, index: int) -> dict[str, Any]:
         """Reads and processes one image."""
-        item: dict[str, Any] = {"labels": self.label(index)}
+        item: dict[str, Any] = {} if self._source.labels is None else {"labels": self.label(index)}
         if self._processor is not None:
             image = self.image(index).convert(self._mode)
             item["pixel_values"] = self._processor(image, return_tensors="pt")["pixel_values"][0]
@@ -166,10 +170,13 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 class ImageSource(Protocol):
-    """Labelled images of one split."""
+    """Images of one split; no names and no labels where it has none."""
 
     label_names: list[str]
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
 
     def image(self, index: int) -> Image.Image:
         """Returns an image as it is stored."""
@@ -197,8 +204,12 @@ class IdxImages:
         held_out = _held_out_count(len(images), str(folder))
         rows = {"train": slice(-held_out), "validation": slice(-held_out, None), "test": slice(None)}[split]
         self.images = images[rows]
-        self.labels = labels[rows].astype(np.int64)
+        self.labels: npt.NDArray[np.int64] | None = labels[rows].astype(np.int64)
         self.label_names = [str(label) for label in range(num_labels)]
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.images)
 
     def image(self, index: int) -> Image.Image:
         """Returns a greyscale image."""
@@ -206,13 +217,13 @@ class IdxImages:
 
 
 class DatasetImages:
-    """A split of a `datasets` data set with a column of images and one of labels.
+    """A split of a `datasets` data set with a column of images and, perhaps, one of labels.
 
     Args:
         source: a folder or a Hub id.
         split: "train", "validation" or "test"; "validation" is cut from "train" if there is none.
         image_column: the column of images; the only one of type `Image` when absent.
-        label_column: the column of labels; the only one of type `ClassLabel`, else `label`, when absent.
+        label_column: the column of labels; the only one of type `ClassLabel`, else `label`, else none, when absent.
 
     Raises:
         ValueError: there is no such source or split, a column is missing, or a label is.
@@ -223,10 +234,17 @@ class DatasetImages:
         self._name = f"{source} ({split})"
         dataset, self._rows = _rows_of_split(splits, split, source)
         self._image_column = _image_column(dataset.features, image_column, self._name)
-        label_column = _label_column(dataset.features, label_column, self._name)
         self._images = dataset.select_columns([self._image_column])
-        self.label_names, labels = _labels_of(dataset, splits.get("train", dataset), label_column, self._name)
-        self.labels = labels[self._rows]
+        self.label_names: list[str] = []
+        self.labels: npt.NDArray[np.int64] | None = None
+        label_column = _label_column(dataset.features, label_column, self._name)
+        if label_column is not None:
+            self.label_names, labels = _labels_of(dataset, splits.get("train", dataset), label_column, self._name)
+            self.labels = labels[self._rows]
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self._rows)
 
     def image(self, index: int) -> Image.Image:
         """Returns an image as it is stored; raises ValueError when it cannot be read or has more than 8 bits."""
@@ -337,12 +355,15 @@ def _image_column(features: Any, wanted: str | None, name: str) -> str:
     return _chosen_column(features, found, "image_column", wanted, name)
 
 
-def _label_column(features: Any, wanted: str | None, name: str) -> str:
-    """The column asked for, else the only one of type `ClassLabel`, else `label`."""
+def _label_column(features: Any, wanted: str | None, name: str) -> str | None:
+    """The column asked for, else the only one of type `ClassLabel`, else `label`, else none."""
     from datasets import ClassLabel
 
-    found = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    found = found or [column for column in features if column == "label"]
+    named = {column: feature.names for column, feature in features.items() if isinstance(feature, ClassLabel)}
+    found = [column for column, names in named.items() if not SPLIT_FOLDERS.issuperset(names)]
+    found = found or [column for column in features if column == "label" and column not in named]
+    if wanted is None and not found:
+        return None
     return _chosen_column(features, found, "label_column", wanted, name)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from ..files import looks_like_path
 from ..processors.dicom_radiographs import DICOM_SUFFIXES
 from ..processors.fields import one_line
 from ..processors.image_processing_xray import open_image
@@ -174,18 +175,6 @@ def open_source(source: str | Path, split: str, views: Sequence[str] | None = No
             "save_to_disk; check the path, which is not looked for on the Hub"
         )
     return DatasetSource(_load_from_hub(str(source), split), name, views)
-
-
-def looks_like_path(source: str | Path) -> bool:
-    """Returns whether a source that was not found here can only have been meant as a path.
-
-    Ids on the Hub are `name` or `owner/name`; anything with more slashes, with a dot, a slash or a tilde in front, or
-    whose beginning exists as a folder here is a path.
-    """
-    text = str(source)
-    parts = text.split("/")
-    has_marks = text.startswith((".", "/", "~")) or len(parts) > 2 or parts[-1] == "" or "\\" in text
-    return isinstance(source, Path) or has_marks or (len(parts) == 2 and Path(parts[0]).exists())
 
 
 def _label_names(dataset: Any) -> list[str]:

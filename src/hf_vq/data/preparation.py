@@ -27,6 +27,7 @@ from ..processors.resampling import resample
 from ..processors.scans import read_scan
 from .body import body_mask
 from .dicom import read_series
+from .paired_sources import LABEL_COLUMN
 from .scan_search import ScanSource
 
 CENTERS = ("scan", "body")
@@ -83,6 +84,9 @@ class PreparationConfig:
             )
         if not self.views or len(set(self.views)) != len(self.views):
             raise ValueError(f"views: found {list(self.views)}, expected at least one and each once; correct them")
+        taken = [view for view in self.views if view in ("file_name", "subject", LABEL_COLUMN)]
+        if taken:
+            raise ValueError(f"views: found {taken}, which metadata.csv calls other columns by; rename them")
 
 
 @dataclass(frozen=True)

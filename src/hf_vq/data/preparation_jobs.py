@@ -89,9 +89,10 @@ def run_job(job: PreparationJob, stop_on_error: bool = False) -> dict[str, str]:
         job.folder.record(job.source, fingerprint, row)
         return row
     except (ValueError, OSError) as error:
+        reason = _reason(error, job.source)
         if stop_on_error:
-            raise ValueError(f"{job.source.name}: {one_line(error)}") from error
-        return job.row("skipped", one_line(error))
+            raise ValueError(f"{job.source.name}: {reason}") from error
+        return job.row("skipped", reason)
 
 
 def run_jobs(
@@ -137,6 +138,15 @@ def _start_worker(threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def _reason(error: Exception, source: ScanSource) -> str:
+    """What is wrong with a scan, without the scan's name, so that the same fault reads the same in every row."""
+    text = one_line(error)
+    if source.series is not None:
+        return text.removeprefix(f"{source.name}: ")
+    (path,) = source.files
+    return text.replace(str(path), path.name).removeprefix(f"{path.name}: ")
 
 
 def _prepare(job: PreparationJob) -> dict[str, str]:

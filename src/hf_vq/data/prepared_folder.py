@@ -87,7 +87,7 @@ class PreparedFolder:
             record = json.loads(self._record_path(source).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        row = dict(record["row"])
+        row = {"input": source.name, **record["row"]}
         names = metadata_row(row["subject"], tuple(self._settings["views"]))
         del names["subject"]
         whole = all((self.path / row["split"] / name).is_file() for name in names.values())
@@ -102,8 +102,9 @@ class PreparedFolder:
             path.unlink()
 
     def record(self, source: ScanSource, fingerprint: str, row: Mapping[str, str]) -> None:
-        """Notes that all files of a scan are written."""
-        _write(self._record_path(source), json.dumps({"fingerprint": fingerprint, "row": dict(row)}, indent=2) + "\n")
+        """Notes that all files of a scan are written; its path, which may tell who the patient is, is not noted."""
+        noted = {name: text for name, text in row.items() if name != "input"}
+        _write(self._record_path(source), json.dumps({"fingerprint": fingerprint, "row": noted}, indent=2) + "\n")
 
     def finish(self, rows: Sequence[Mapping[str, str]], num_ignored: int) -> None:
         """Writes the metadata of each split, then the report.
@@ -158,8 +159,9 @@ class PreparedFolder:
 
 
 def fingerprint_of(paths: Iterable[str | Path]) -> str:
-    """Returns a digest of files' names, sizes and times of change, by which a changed scan is noticed."""
-    described = [(Path(path).name, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths]
+    """Returns a digest of names, sizes and times of change of the files that exist, to notice a changed scan by."""
+    found = [(path.name, path.stat()) for path in map(Path, paths) if path.is_file()]
+    described = [(name, status.st_size, status.st_mtime_ns) for name, status in found]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 

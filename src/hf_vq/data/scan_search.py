@@ -1,6 +1,5 @@
 """Finding the scans below a folder, DICOM series and NIfTI files mixed, and telling whose they are."""
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,12 +8,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
-from .dicom import DicomSeries, anonymous_name, find_series
+from .dicom import DicomSeries, anonymous_name, find_series, salted_digest
 
 Value = TypeVar("Value")
 
 PATIENT_FROM = ("id", "folder")
-"""Where a patient's name comes from: the PatientID or the NIfTI file's name, or the outermost folder."""
+"""Where a patient's name comes from: the PatientID or the NIfTI file's name, or a digest of the outermost folder's."""
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
@@ -28,7 +27,7 @@ class ScanSource:
         key: name of its record, unique among the scans of a folder and the same in every run.
         kind: "dicom" or "nifti".
         files: its files.
-        patient: name of its patient, anonymous for DICOM; empty where it is unknown.
+        patient: name of its patient, anonymous unless it is that of a NIfTI file; empty where it is unknown.
         suffix: tells this scan from others of its patient; empty where the patient's name does.
         series: the DICOM series, None for NIfTI.
         problem: why it cannot be used, where that is known without reading it.
@@ -59,9 +58,9 @@ def find_scans(
     """Finds every DICOM series and NIfTI file below a folder; hidden files and folders are passed over.
 
     Args:
-        folder: where to look.
+        folder: where to look; links to other folders are followed.
         patient_from: one of `PATIENT_FROM`.
-        salt: secret text mixed into the anonymous names of DICOM patients; see `anonymous_name`.
+        salt: secret text mixed into anonymous names and keys; see `anonymous_name`.
         nifti_pattern: shell pattern that the path of a NIfTI file below `folder` must match; others are no inputs.
         progress: wraps the list of files while it is looked through, such as `tqdm`.
 
@@ -80,9 +79,9 @@ def find_scans(
     chosen = [path for path in nifti if fnmatch(path.relative_to(root).as_posix(), nifti_pattern)]
     others = sorted(set(files) - set(nifti))
     series, damaged = find_series(root, salt, progress(others))
-    sources = [_nifti_source(root, path, patient_from) for path in chosen]
+    sources = [_nifti_source(root, path, patient_from, salt) for path in chosen]
     sources += [_dicom_source(root, one, patient_from, salt) for one in series]
-    sources += [_damaged_source(root, path, problem) for path, problem in damaged.items()]
+    sources += [_damaged_source(root, path, problem, salt) for path, problem in damaged.items()]
     if not sources:
         raise ValueError(f"{folder}: found no scan in {len(files)} files, expected DICOM series or NIfTI files")
     num_used = sum(len(source.files) for source in sources)
@@ -119,29 +118,38 @@ def by_patient(table: Mapping[str, Value], salt: str = "") -> dict[str, Value]:
 
 
 def _list_files(root: Path) -> list[Path]:
-    """All files below a folder that are not hidden, sorted."""
-    found = []
-    for place, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    """All files below a folder that are not hidden, sorted; what several links lead to is listed once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real in seen:
+            continue
+        seen.add(real)
         found += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(found)
 
 
-def _key(kind: str, text: str) -> str:
-    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+def _key(kind: str, text: str, salt: str) -> str:
+    return f"{kind}-{salted_digest(text, salt, 16)}"
 
 
-def _outermost_folder(root: Path, path: Path) -> str:
-    """Name of the folder directly below the root in which a file lies; empty when it lies in the root itself."""
+def _patient_of_folder(root: Path, path: Path, salt: str) -> str:
+    """Patient to whom the folder directly below the root belongs in which a file lies; empty for one in the root.
+
+    Downloads name folders after the PatientID, so their names are made anonymous; and for files of both kinds, so that
+    what lies in one folder belongs to one patient.
+    """
     parts = path.relative_to(root).parts
-    return parts[0] if len(parts) > 1 else ""
+    return anonymous_name(parts[0], salt) if len(parts) > 1 else ""
 
 
-def _nifti_source(root: Path, path: Path, patient_from: str) -> ScanSource:
+def _nifti_source(root: Path, path: Path, patient_from: str, salt: str) -> ScanSource:
     name = path.relative_to(root).as_posix()
-    key = _key("nifti", name)
+    key = _key("nifti", name, salt)
     if patient_from == "folder":
-        patient, suffix = _outermost_folder(root, path), key[-8:]
+        patient, suffix = _patient_of_folder(root, path, salt), key[-8:]
     else:
         patient, suffix = path.name.removesuffix(".gz").removesuffix(".nii"), ""
     problem = "" if patient else "found the file in no folder, expected one named after the patient; move it into one"
@@ -149,10 +157,8 @@ def _nifti_source(root: Path, path: Path, patient_from: str) -> ScanSource:
 
 
 def _dicom_source(root: Path, series: DicomSeries, patient_from: str, salt: str) -> ScanSource:
-    folder = _outermost_folder(root, series.files[0])
-    # downloads name folders after the PatientID, so these are made anonymous too
-    of_folder = anonymous_name(folder, salt) if folder else ""
-    patient = of_folder if patient_from == "folder" else series.patient or ""
+    by_folder = patient_from == "folder"
+    patient = _patient_of_folder(root, series.files[0], salt) if by_folder else series.patient or ""
     problem = (
         ""
         if patient
@@ -164,9 +170,9 @@ def _dicom_source(root: Path, series: DicomSeries, patient_from: str, salt: str)
     )
 
 
-def _damaged_source(root: Path, path: Path, problem: str) -> ScanSource:
+def _damaged_source(root: Path, path: Path, problem: str, salt: str) -> ScanSource:
     name = path.relative_to(root).as_posix()
-    return ScanSource(name, _key("dicom", name), "dicom", (path,), problem=problem)
+    return ScanSource(name, _key("dicom", name, salt), "dicom", (path,), problem=problem)
 
 
 def _refuse_ambiguous(sources: list[ScanSource]) -> list[ScanSource]:

@@ -42,8 +42,7 @@ PIXEL_ELEMENTS = (
 )
 
 _REAL_RADIOGRAPH = "real_radiograph"
-# what pydicom and the decoders beneath it raise for files that are damaged, incomplete or encoded in a way they lack
-_READ_ERRORS = (
+READ_ERRORS = (
     AttributeError,
     EOFError,
     IndexError,
@@ -55,12 +54,28 @@ _READ_ERRORS = (
     struct.error,
     zlib.error,
 )
+"""What pydicom and the decoders beneath it raise for files that are damaged, incomplete or encoded in a way they lack,
+beside pydicom's own InvalidDicomError."""
+
+
+def import_pydicom() -> Any:
+    """Returns the module `pydicom`; raises ImportError with the command that installs it."""
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ImportError("reading DICOM needs pydicom: pip install hf-vq[medical]") from error
+    return pydicom
+
+
+def has_dicom_mark(path: str | Path) -> bool:
+    """Returns whether an existing file begins as DICOM does: a preamble of 128 bytes, then DICM."""
+    with Path(path).open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def is_dicom(path: str | Path) -> bool:
     """Returns whether an existing file says that it is DICOM, by its first bytes or its suffix."""
-    with Path(path).open("rb") as file:
-        return file.read(132)[128:] == b"DICM" or Path(path).suffix.lower() in DICOM_SUFFIXES
+    return Path(path).suffix.lower() in DICOM_SUFFIXES or has_dicom_mark(path)
 
 
 def is_real_radiograph(image: Any) -> bool:
@@ -87,10 +102,10 @@ def read_radiograph(path: str | Path) -> Image.Image:
     """
     dataset = _read_elements(path)
     _check_kind(dataset, str(path))
-    pydicom = _import_pydicom()
+    pydicom = import_pydicom()
     try:
         shown = _displayed(dataset.pixel_array, dataset)
-    except (pydicom.errors.InvalidDicomError, *_READ_ERRORS) as error:
+    except (pydicom.errors.InvalidDicomError, *READ_ERRORS) as error:
         raise ValueError(
             f"{path}: found pixels that cannot be read ({one_line(error)}), expected a whole DICOM image; copy it "
             "again, or install the decoder that is named"
@@ -102,21 +117,12 @@ def read_radiograph(path: str | Path) -> Image.Image:
     return image
 
 
-def _import_pydicom() -> Any:
-    """The module `pydicom`; raises ImportError with the command that installs it."""
-    try:
-        import pydicom
-    except ImportError as error:
-        raise ImportError("reading DICOM radiographs needs pydicom: pip install hf-vq[medical]") from error
-    return pydicom
-
-
 def _read_elements(path: str | Path) -> Any:
     """The elements of a DICOM file that describe its pixels."""
-    pydicom = _import_pydicom()
+    pydicom = import_pydicom()
     try:
         return pydicom.dcmread(path, specific_tags=list(PIXEL_ELEMENTS))
-    except (pydicom.errors.InvalidDicomError, *_READ_ERRORS) as error:
+    except (pydicom.errors.InvalidDicomError, *READ_ERRORS) as error:
         raise ValueError(
             f"{path}: found no readable DICOM file ({one_line(error)}), expected a radiograph; copy or convert it again"
         ) from error

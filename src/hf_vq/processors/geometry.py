@@ -67,8 +67,8 @@ class RadiographView:
     @property
     def name(self) -> str:
         """Name that `find_view` understands, such as `azimuth_30` or `azimuth_30_elevation_-10`."""
-        elevation = f"_elevation_{self.elevation:g}" if self.elevation else ""
-        return f"azimuth_{self.azimuth:g}{elevation}"
+        azimuth, elevation = (np.format_float_positional(angle, trim="-") for angle in (self.azimuth, self.elevation))
+        return f"azimuth_{azimuth}" + (f"_elevation_{elevation}" if self.elevation else "")
 
     def directions(self) -> npt.NDArray[np.float64]:
         """Returns three unit vectors in (superior, anterior, right) order, shape (3, 3).
