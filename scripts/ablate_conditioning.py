@@ -6,8 +6,8 @@
 
 Every arm is a run of scripts/train_code_transformer.py with the flags of that config and those listed in `ARMS`. The
 figures are those of its last validation: bits per masked code and PSNR of one generated volume, each with the views of
-the subject and with those of another one. Arms whose training is complete are not trained again. Writes
-conditioning.json and conditioning.md.
+the subject and with those of another one. Arms whose training is complete are not trained again; one that was trained
+with other flags is an error. Writes conditioning.json and conditioning.md.
 """
 
 import argparse
@@ -27,7 +27,12 @@ from hf_vq.training.arguments import run
 SCRIPT = Path(__file__).resolve().parent / "train_code_transformer.py"
 PLAIN_START = ("--initialize_from_codebooks", "false", "--model.keys_start_as_queries", "false")
 FREE_POSITIONS = ("--model.position_embedding", "learned")
-PAPER = (*FREE_POSITIONS, *PLAIN_START, "--model.context_attention", "full", "--shuffle_view_order", "true")
+PAPER = (
+    *FREE_POSITIONS,
+    *PLAIN_START,
+    *("--model.context_attention", "full", "--shuffle_view_order", "true"),
+    *("--loss_type", "reweighted_elbo", "--scheduler.masking", "random"),
+)
 
 # Name of each arm and the flags by which it differs from the config.
 ARMS: dict[str, tuple[str, ...]] = {
@@ -40,13 +45,15 @@ ARMS: dict[str, tuple[str, ...]] = {
     "full attention": ("--model.context_attention", "full"),
     "views change places": ("--shuffle_view_order", "true"),
     "reweighted_elbo": ("--loss_type", "reweighted_elbo"),
-    "elbo": ("--loss_type", "elbo"),
+    # With an exact number of masks, as by default, it would be the loss `mlm`.
+    "elbo": ("--loss_type", "elbo", "--scheduler.masking", "random"),
     "rotary axes": ("--model.position_embedding", "axial_rotary"),
     "cosine mask rates": ("--mask_rates", "cosine"),
     "code vectors": ("--code_vector_weight", "1.0"),
     "soft targets": ("--soft_target_temperature", "0.5"),
-    "as the paper": (*PAPER, "--loss_type", "reweighted_elbo"),
+    "as the paper": PAPER,
 }
+FLAGS_FILE = "flags.json"
 FIGURES = ("validation_bits", "validation_bits_shuffled", "validation_psnr", "validation_psnr_shuffled")
 
 
@@ -75,14 +82,19 @@ def last_validation(folder: Path) -> dict[str, float] | None:
 
 
 def train(arm: str, seed: int, folder: Path, flags: Sequence[str]) -> dict[str, float]:
-    """Trains one arm, unless that was done before, and returns its figures."""
-    figures = last_validation(folder)
+    """Trains one arm, unless that was done before with the same flags, and returns its figures."""
+    figures, record, flags = last_validation(folder), folder / FLAGS_FILE, [*flags, *ARMS[arm]]
+    if figures is not None and record.is_file() and json.loads(record.read_text(encoding="utf-8")) != flags:
+        raise ValueError(
+            f"{folder} holds a training with other flags; choose another --output_dir or remove the folder"
+        )
     if figures is None:
         more = ["--seed", str(seed), "--output_dir", str(folder), "--overwrite", "true", "--checkpointing_steps", "0"]
-        result = subprocess.run([sys.executable, str(SCRIPT), *flags, *ARMS[arm], *more], check=False)
+        result = subprocess.run([sys.executable, str(SCRIPT), *flags, *more], check=False)
         figures = last_validation(folder) if result.returncode == 0 else None
-    if figures is None:
-        raise ValueError(f"the training of {arm!r} with seed {seed} failed; the message above tells why")
+        if figures is None:
+            raise ValueError(f"the training of {arm!r} with seed {seed} failed; the message above tells why")
+        record.write_text(json.dumps(flags), encoding="utf-8")
     return figures
 
 

@@ -59,7 +59,8 @@ def main() -> None:
     task = make_task(args, accelerator.device)
     transformer, scheduler = task.pipeline.transformer, task.pipeline.scheduler
     codebook = task.tokenizer.quantizer.effective_codebook.detach()
-    objective = CodeObjective(args.loss_type, codebook, args.soft_target_temperature, args.code_vector_weight)
+    options = (args.soft_target_temperature, args.code_vector_weight, transformer.config.causal)
+    objective = CodeObjective(args.loss_type, codebook, *options)
 
     training = TrainingRun(accelerator, transformer, args)
     training.model.train()
@@ -68,8 +69,7 @@ def main() -> None:
         true = batch["codes"].flatten(1)
         rates = draw_mask_rates(len(true), args.mask_rates, generator)
         noisy, masked = hide_codes(transformer, scheduler, true, rates, generator)
-        # An exact number of masks may be another rate than was asked for, and a causal model has all to predict.
-        if transformer.config.causal or scheduler.masking_rule == "exact_count":
+        if scheduler.masking_rule == "exact_count":  # which may be another rate than was asked for
             rates = masked.double().mean(dim=1)
         with accelerator.accumulate(training.model):
             logits = training.model(noisy, **task.conditions(batch, generator)).sample

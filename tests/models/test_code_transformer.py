@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_vq import CodeTransformer
-from hf_vq.models.axial_positions import OPPOSITE_DIRECTIONS
+from hf_vq.models.axial_positions import OPPOSITE_DIRECTIONS, rotate
 from hf_vq.processors import geometry
 
 FIELDS = {
@@ -53,6 +53,23 @@ def test_save_and_load(position_embedding, context_attention, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = CodeTransformer.from_pretrained(tmp_path)
     assert torch.equal(loaded(codes, context).sample, model(codes, context).sample)
+
+
+def test_fields_of_causal_models_and_missing_views_survive_saving(tmp_path):
+    fields = {"causal": True, "code_order": torch.randperm(24).tolist(), "context_attention": "prefix"}
+    fields |= {"view_dropout": 0.25, "context_dropout": 0.125, "keys_start_as_queries": False}
+    codes, context = inputs()
+    model = make("axial_rotary", **fields)
+    model.save_pretrained(tmp_path)
+    loaded = CodeTransformer.from_pretrained(tmp_path)
+    assert {name: loaded.config[name] for name in fields} == fields
+    assert torch.equal(loaded(codes, context).sample, model(codes, context).sample)
+
+
+def test_a_config_makes_another_model_also_where_fields_were_given_by_position():
+    model = CodeTransformer.from_config(CodeTransformer(11, (2, 3, 4), 5, (4, 6), hidden_size=16).config)
+    assert (model.config.num_codes, tuple(model.config.code_grid)) == (11, (2, 3, 4))
+    assert model(*inputs()).sample.shape == (2, 24, 11)
 
 
 @pytest.mark.parametrize("position_embedding", ["axial", "learned"])
@@ -133,6 +150,27 @@ def test_axial_positions_of_a_finer_view_interpolate():
     torch.testing.assert_close(middle, coarse[1:3, 1:3])
 
 
+def test_rotary_angles_are_shared_between_volume_and_views_of_any_fineness():
+    model = make("axial_rotary", context_grid=(8, 12), code_grid=(4, 5, 6), hidden_size=48)
+    device = torch.device("cpu")
+    volume = model.rotation(("superior", "anterior", "right"), (4, 5, 6), device).view(4, 5, 6, 3, -1)
+    view = model.rotation(("inferior", "left"), (8, 12), device).view(8, 12, 3, -1)
+    seen = view.unflatten(0, (4, 2)).unflatten(2, (6, 2)).mean((1, 3)).flip(0, 1)  # on the volume's grid
+    for axis in (0, 2):  # superior and right
+        torch.testing.assert_close(seen[:, None, :, axis].expand(4, 5, 6, -1), volume[:, :, :, axis])
+    assert not bool(view[:, :, 1].any())  # nowhere along its rays
+
+
+def test_rotated_vectors_know_the_distance_along_an_axis_only():
+    model = make("axial_rotary", hidden_size=48)
+    query, key = torch.randn(24), torch.randn(24)
+    angles = model.rotation(("superior", "anterior", "right"), (2, 3, 4), torch.device("cpu"))
+    products = (rotate(query.expand(24, 24), angles) @ rotate(key.expand(24, 24), angles).T).view(2, 3, 4, 2, 3, 4)
+    torch.testing.assert_close(products[0, 0, 1, 1, 2, 3], products[0, 0, 0, 1, 2, 2])
+    assert not torch.isclose(products[0, 0, 1, 1, 2, 3], products[0, 0, 1, 1, 2, 2])
+    torch.testing.assert_close(rotate(query.expand(24, 24), angles).norm(dim=-1), query.norm().expand(24))
+
+
 @pytest.mark.parametrize("scale", [0.01, 100.0])
 def test_initialisation_from_codebooks_keeps_the_scale_and_the_neighbourhoods(scale):
     torch.manual_seed(0)
@@ -151,14 +189,16 @@ def test_initialisation_from_codebooks_keeps_the_scale_and_the_neighbourhoods(sc
         model.initialize_from_codebooks(codes, context_codes[:, :2])
 
 
-def test_gradient_checkpointing_changes_nothing():
+@pytest.mark.parametrize(("position_embedding", "context_attention"), CASES)
+def test_gradient_checkpointing_changes_nothing(position_embedding, context_attention):
     codes, context = inputs()
     gradients = []
     for checkpointing in (False, True):
-        model = make().train()
+        model = make(position_embedding, context_attention).train()
         if checkpointing:
             model.enable_gradient_checkpointing()
-        model(codes, context).sample.square().mean().backward()
+        shown = torch.tensor([[True, False], [True, True]])
+        model(codes, context, view_mask=shown).sample.square().mean().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two)
@@ -188,6 +228,7 @@ def test_it_learns_to_read_a_view():
         ({"num_heads": 0}, "num_heads=0"),
         ({"position_embedding": "rope"}, "position_embedding='rope'"),
         ({"context_attention": "cross"}, "context_attention='cross'"),
+        ({"position_embedding": "axial_rotary", "num_heads": 4}, "got heads of 4 channels"),
         ({"volume_axes": ("superior", "inferior", "right")}, "volume_axes"),
         ({"view_axes": {"oblique": ("inferior", "outward")}}, "view_axes\\['oblique'\\]"),
     ],
@@ -210,8 +251,11 @@ def test_bad_inputs_are_named():
         model(codes, context, context_key_values=[])
     with pytest.raises(ValueError, match="without views"):
         model(codes, view_mask=torch.ones(2, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="view_mask has 1 views, the context 2"):
-        model(codes, context, view_mask=torch.ones(2, 1, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"neither `context` nor `context_key_values` is given.*context_dropout=0"):
+        model(codes)
+    for context_attention in ("full", "prefix"):
+        with pytest.raises(ValueError, match="view_mask has 1 views, the context 2"):
+            make(context_attention=context_attention)(codes, context, view_mask=torch.ones(2, 1, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"view_mask must be \(B, V\) booleans with B=2; got torch.float32 \(2, 2\)"):
         model(codes, context, view_mask=torch.ones(2, 2))
 
@@ -219,7 +263,7 @@ def test_bad_inputs_are_named():
 @pytest.mark.parametrize(("position_embedding", "context_attention"), CASES)
 def test_a_hidden_view_is_a_view_left_out(position_embedding, context_attention):
     codes, context = inputs(3)
-    model = make(position_embedding, context_attention)
+    model = make(position_embedding, context_attention, view_dropout=0.5, context_dropout=0.5)
     shown = torch.tensor([[True, True], [False, True], [False, False]])
     logits = model(codes, context, view_mask=shown).sample
     torch.testing.assert_close(logits[:1], model(codes[:1], context[:1]).sample)
@@ -265,7 +309,7 @@ def test_a_causal_model_sees_the_views_and_the_codes_before_only(code_order):
 
 def test_a_causal_model_with_hidden_views_equals_one_without():
     codes, context = inputs(2)
-    model = make(context_attention="prefix", causal=True)
+    model = make(context_attention="prefix", causal=True, view_dropout=0.5, context_dropout=0.5)
     shown = torch.tensor([[True, False], [False, False]])
     logits = model(codes, context, view_mask=shown).sample
     torch.testing.assert_close(logits[:1], model(codes[:1], context[:1, :1]).sample)
@@ -357,6 +401,14 @@ def test_a_model_with_labels_compiles_into_one_graph():
     for labels in (torch.tensor([1, -1]), None):
         expected = model(codes, class_labels=labels).sample
         torch.testing.assert_close(compiled(codes, class_labels=labels).sample, expected)
+
+
+def test_a_model_with_missing_views_compiles_into_one_graph():
+    codes, context = inputs()
+    model = make("axial_rotary", "prefix", causal=True, num_layers=1)
+    arguments = {"view_ids": torch.tensor([[1, 0], [0, 1]]), "view_mask": torch.tensor([[True, False], [False, False]])}
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(codes, context, **arguments).sample, model(codes, context, **arguments).sample)
 
 
 def test_no_label_goes_through_the_embedding_s_forward():

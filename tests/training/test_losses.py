@@ -7,6 +7,7 @@ import torch
 
 from hf_vq import AbsorbingScheduler
 from hf_vq.training.losses import (
+    CODE_LOSSES,
     CodeObjective,
     code_vector_loss,
     draw_mask_rates,
@@ -136,6 +137,10 @@ def test_objective_adds_its_parts_and_names_what_is_wrong():
     expected = expected + 0.7 * code_vector_loss(*case[:3], codebook)
     torch.testing.assert_close(objective(*case), expected)
     torch.testing.assert_close(CodeObjective("elbo", codebook)(*case), masked_code_loss(*case, "elbo"))
+    for loss_type in CODE_LOSSES:  # a causal model has no mask rate to weight by
+        all_codes = (*case[:2], torch.ones(2, 5, dtype=torch.bool), torch.ones(2))
+        causal = CodeObjective(loss_type, codebook, causal=True)(*all_codes)
+        torch.testing.assert_close(causal, torch.nn.functional.cross_entropy(case[0].flatten(0, 1), case[1].flatten()))
     with pytest.raises(ValueError, match="--loss_type huber is unknown"):
         CodeObjective("huber", codebook)
     with pytest.raises(ValueError, match="--code_vector_weight must be a finite number of at least 0; got -1"):

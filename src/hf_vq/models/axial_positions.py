@@ -65,12 +65,20 @@ class AxialRotation(nn.Module):
         grid: sides of the code grid, in whose steps distances are measured.
         axes: directions in which the grid's indices grow.
         head_dim: channels of a head.
+
+    Raises:
+        ValueError: if a head has no pair of channels for each axis.
     """
 
     def __init__(self, grid: Sequence[int], axes: Sequence[str], head_dim: int) -> None:
         super().__init__()
         self.axes, self.grid = tuple(axes), tuple(grid)
         self.num_frequencies = head_dim // 2 // len(grid)
+        if self.num_frequencies < 1:
+            raise ValueError(
+                f"position_embedding='axial_rotary' turns a pair of channels at least for each of {len(grid)} axes; "
+                f"got heads of {head_dim} channels. Choose a larger hidden_size or a smaller num_heads."
+            )
 
     def forward(self, axes: Sequence[str], sides: Sequence[int], device: torch.device) -> torch.Tensor:
         """`(prod(sides), pairs)` angles, row-major, of a grid whose indices grow in the directions `axes`."""

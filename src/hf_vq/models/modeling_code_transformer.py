@@ -169,7 +169,8 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             volume_axes = IMAGE_AXES if len(code_grid) == len(IMAGE_AXES) else DEFAULT_VOLUME_AXES
         if view_axes is None:
             view_axes = DEFAULT_VIEW_AXES if context_dim is not None else {}
-        self.register_to_config(volume_axes=volume_axes, view_axes=view_axes)
+        # diffusers takes arguments given by position for defaults, which `from_config` leaves out.
+        self.register_to_config(volume_axes=volume_axes, view_axes=view_axes, _use_default_values=[])
         _check_config(code_grid, context_dim, context_grid, view_axes, volume_axes)
         _check_width(hidden_size, num_heads)
         _check_classes(num_classes, label_dropout, id2label)
@@ -287,7 +288,8 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         config = self.config
         if not config.view_dropout and not config.context_dropout:
             return None
-        draws = torch.rand(batch_size, len(self.view_names) + 1, generator=generator)
+        device = generator.device if generator is not None else None
+        draws = torch.rand(batch_size, len(self.view_names) + 1, generator=generator, device=device)
         views, whole = draws[:, :-1], draws[:, -1:]
         shown = (views >= config.view_dropout) | (views == views.amax(dim=1, keepdim=True))
         return shown & (whole >= config.context_dropout)
@@ -320,7 +322,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             )
         self._check_has_views()
         hidden_states, key_values = self._embed_context(context, view_ids), []
-        shown = self._shown_tokens(view_mask, hidden_states)
+        shown = self._shown_tokens(view_mask, hidden_states, hidden_states.shape[1])
         if shown is not None:
             # A row of attention needs something to attend to. Where all views are missing nobody reads the result.
             shown = (shown | ~shown.any(dim=1, keepdim=True))[:, None, None]
@@ -344,7 +346,8 @@ class CodeTransformer(ModelMixin, ConfigMixin):
 
         Args:
             sample: `(B, N)` or `(B, *code_grid)` int64 in `[0, num_codes]`; `num_codes` is the mask.
-            context: `(B, V, context_tokens, context_dim)` embeddings of the views' codes; left out, no view is known.
+            context: `(B, V, context_tokens, context_dim)` embeddings of the views' codes; a model trained with
+                `context_dropout` does without, and knows no view then.
             view_ids: `(B, V)` int64, which view each is; the model's views in order by default.
             view_mask: `(B, V)` bool, False where a view is missing: nothing attends to it, as if it were left out.
             context_key_values: instead of `context`, what `encode_context` returned.
@@ -356,7 +359,8 @@ class CodeTransformer(ModelMixin, ConfigMixin):
 
         Raises:
             ValueError: if shapes do not fit, a label is out of range, both `context` and `context_key_values` are
-                given, `view_mask` comes without them, or a model without views or classes gets them.
+                given, `view_mask` comes without them, a model without views or classes gets them, or one with views
+                that never trained without gets none.
         """
         self._check_condition(context, context_key_values, view_mask)
         hidden_states = self._drop(self._embed_codes(sample) + self._embed_labels(class_labels, sample))
@@ -408,7 +412,9 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         ids = torch.arange(context.shape[1], device=context.device)[None] if view_ids is None else view_ids
         return angles[ids].flatten(1, 2)[:, None]
 
-    def _shown_tokens(self, view_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
+    def _shown_tokens(
+        self, view_mask: torch.Tensor | None, hidden_states: torch.Tensor, num_view_tokens: int
+    ) -> torch.Tensor | None:
         """`(B, V * context_tokens)` bool of a view mask, on the device of the tokens."""
         if view_mask is None:
             return None
@@ -417,25 +423,26 @@ class CodeTransformer(ModelMixin, ConfigMixin):
                 f"view_mask must be (B, V) booleans with B={len(hidden_states)}; got {view_mask.dtype} "
                 f"{tuple(view_mask.shape)}"
             )
-        return view_mask.to(hidden_states.device).repeat_interleave(math.prod(self.config.context_grid), dim=1)
+        tokens_per_view = math.prod(self.config.context_grid)
+        if view_mask.shape[1] * tokens_per_view != num_view_tokens:
+            raise ValueError(
+                f"view_mask has {view_mask.shape[1]} views, the context {num_view_tokens // tokens_per_view}; give one "
+                "entry for each"
+            )
+        return view_mask.to(hidden_states.device).repeat_interleave(tokens_per_view, dim=1)
 
     def _attended_tokens(
         self, view_mask: torch.Tensor | None, hidden_states: torch.Tensor, key_values: list[KeyValue] | None
     ) -> torch.Tensor | None:
         """Which tokens each one attends to: the shown view tokens and all codes, or those up to itself."""
-        shown, num_codes = self._shown_tokens(view_mask, hidden_states), self._num_code_tokens
+        prefix_length = key_values[0][0].shape[2] if key_values is not None else 0
+        num_codes = self._num_code_tokens
+        num_view_tokens = prefix_length + hidden_states.shape[1] - num_codes
+        shown = self._shown_tokens(view_mask, hidden_states, num_view_tokens)
         if shown is None and not self.config.causal:
             return None
-        prefix_length = key_values[0][0].shape[2] if key_values is not None else 0
-        num_view_tokens = prefix_length + hidden_states.shape[1] - num_codes
         if shown is None:
             shown = torch.ones(1, num_view_tokens, dtype=torch.bool, device=hidden_states.device)
-        elif shown.shape[1] != num_view_tokens:
-            tokens = math.prod(self.config.context_grid)
-            raise ValueError(
-                f"view_mask has {shown.shape[1] // tokens} views, the context {num_view_tokens // tokens}; give one "
-                "entry for each"
-            )
         attended = F.pad(shown, (0, num_codes), value=True)[:, None, None]
         if not self.config.causal:
             return attended
@@ -493,6 +500,11 @@ class CodeTransformer(ModelMixin, ConfigMixin):
                 raise ValueError("both `context` and `context_key_values` are given; give one of them")
         elif view_mask is not None:
             raise ValueError("view_mask is given without views; give `context` or `context_key_values` too")
+        elif self.config.context_dim is not None and not self.config.context_dropout:
+            raise ValueError(
+                "neither `context` nor `context_key_values` is given, and this model was trained with "
+                "context_dropout=0: give it views, or train with context_dropout above 0"
+            )
 
     def _check_has_views(self) -> None:
         if self.config.context_dim is None:

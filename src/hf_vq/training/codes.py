@@ -35,8 +35,12 @@ class CodeTransformerArguments(TrainingArguments):
     validation_data: str | None = field(
         default=None, metadata={"help": "Paired data whose validation split is generated and compared (PSNR)."}
     )
-    class_conditional: bool = field(default=True, metadata={"help": "Image codes: learn to generate from labels."})
-    loss_type: str = field(default="reweighted_elbo", metadata={"help": f"One of {CODE_LOSSES}."})
+    class_conditional: bool = field(
+        default=True, metadata={"help": "Learn to generate from labels, if paired codes have any."}
+    )
+    loss_type: str = field(
+        default="reweighted_elbo", metadata={"help": f"One of {CODE_LOSSES}; no matter for a causal model."}
+    )
     mask_rates: str = field(default="uniform", metadata={"help": f"Distribution of mask rates, one of {MASK_RATES}."})
     soft_target_temperature: float = field(
         default=0.0, metadata={"help": "Targets spread over close codes; 0 for the true codes alone."}
@@ -151,8 +155,8 @@ def bits_per_code(
 ) -> dict[str, float]:
     """Bits per masked code, averaged over a few mask rates, under several conditions and the same masks.
 
-    A row in which a rate happens to mask nothing does not count at this rate. Of a causal model it is the entropy of
-    the whole volume, which the others' figure is not: they cannot be compared.
+    A row in which a rate happens to mask nothing does not count at this rate. Of a causal model, which predicts all
+    codes whatever the rate, it is the entropy of the whole volume: it cannot be compared with the others' figure.
 
     Args:
         model: in eval mode.
@@ -167,9 +171,10 @@ def bits_per_code(
     """
     generator = torch.Generator().manual_seed(seed)
     nats, num_rows = dict.fromkeys(conditions, 0.0), 0
+    all_rates = (1.0,) if model.config.causal else VALIDATION_RATES
     for rows in torch.arange(len(codes)).split(batch_size):
         true = codes[rows].flatten(1)
-        for rate in VALIDATION_RATES:
+        for rate in all_rates:
             rates = torch.full((len(true),), rate)
             noisy, masked = hide_codes(model, scheduler, true, rates, generator)
             num_rows += int(masked.any(dim=1).sum())

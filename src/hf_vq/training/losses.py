@@ -71,6 +71,9 @@ def masked_code_loss(
     `"reweighted_elbo"`: \((1 - t + 1/N)\, CE / N\) (ibid., eq. 9; the discrete schedule's weight at t = 1 is 1/N, not
     0, so that the first sampling step is trained too).
 
+    `"elbo"` is a bound for rates drawn uniformly, and `"reweighted_elbo"` a reweighting of it. With an exact number of
+    masks `"elbo"` and `"mlm"` are one and the same; with coins they are not.
+
     Args:
         logits: `(B, N, K)`.
         codes: `(B, N)` int64 true codes.
@@ -134,6 +137,8 @@ class CodeObjective:
         codebook: `(K, C)` effective codebook of the codes to be predicted.
         soft_target_temperature: of `soft_code_targets`; 0 for the true codes alone.
         code_vector_weight: weight of `code_vector_loss`.
+        causal: whether the model is. It predicts all codes at once, so there is no mask rate to weight by: its loss is
+            the mean over all codes, whichever `loss_type`.
 
     Raises:
         ValueError: if a number is negative or `loss_type` is unknown.
@@ -145,6 +150,7 @@ class CodeObjective:
         codebook: torch.Tensor,
         soft_target_temperature: float = 0.0,
         code_vector_weight: float = 0.0,
+        causal: bool = False,
     ) -> None:
         if loss_type not in CODE_LOSSES:
             raise ValueError(f"--loss_type {loss_type} is unknown; choose one of {CODE_LOSSES}")
@@ -152,7 +158,8 @@ class CodeObjective:
         for name, value in numbers.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"--{name} must be a finite number of at least 0; got {value}")
-        self._loss_type, self._codebook, self._code_vector_weight = loss_type, codebook.detach(), code_vector_weight
+        self._loss_type = "mlm" if causal else loss_type
+        self._codebook, self._code_vector_weight = codebook.detach(), code_vector_weight
         self._soft_targets: torch.Tensor | None = None
         if soft_target_temperature:
             self._soft_targets = soft_code_targets(self._codebook, soft_target_temperature)
