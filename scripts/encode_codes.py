@@ -6,8 +6,9 @@
 
 The result has the splits train, validation and, where the data have one, test. Of paired data it holds for each subject
 the columns `subject`, `codes` (the volume's grid), one per view (that view's grid) and, where the data name classes,
-`label`; of images the columns `codes` and `label`. Codes are int32. With `--num_shifts` the training split also holds
-copies of each pair, the volume moved by whole voxels and its views as parallel rays would show it then.
+`label`; of images the columns `codes` and, if all splits have labels, `label`. Codes are int32. With `--num_shifts` the
+training split also holds copies of each pair, the volume moved by whole voxels and its views as parallel rays would
+show it then.
 """
 
 import argparse
@@ -159,17 +160,21 @@ def encode_paired(args: argparse.Namespace, device: torch.device) -> DatasetDict
 
 @torch.no_grad()
 def encode_images(args: argparse.Namespace, device: torch.device) -> DatasetDict:
-    """Codes and labels of the images of all splits."""
+    """Codes of the images of all splits, and their labels if all splits have some."""
     tokenizer = load_tokenizer(args.tokenizer, 2, device)
     processor = AutoImageProcessor.from_pretrained(args.tokenizer, backend="pil")
-    columns = {name: getattr(args, name) for name in ("image_column", "label_column", "label_names")}
-    datasets, splits = open_splits(lambda split: ImageDataset(args.data, split, processor, **columns)), {}
+    options = {name: getattr(args, name) for name in ("image_column", "label_column", "label_names")}
+    datasets, splits = open_splits(lambda split: ImageDataset(args.data, split, processor, **options)), {}
+    labelled = all(dataset.label_names for dataset in datasets.values())
     for split, dataset in datasets.items():
         loader = tqdm(DataLoader(dataset, batch_size=args.batch_size), desc=f"encode {split}")
         batches = [tokenizer.encode(batch["pixel_values"].to(device)).codes.int().cpu().numpy() for batch in loader]
-        codes, labels = np.concatenate(batches), [dataset.label(index) for index in range(len(dataset))]
-        features = {"codes": Array2D(codes.shape[1:], "int32"), "label": ClassLabel(names=dataset.label_names)}
-        splits[split] = Dataset.from_dict({"codes": codes, "label": labels}, features=Features(features))
+        columns: dict[str, Any] = {"codes": np.concatenate(batches)}
+        features: dict[str, Any] = {"codes": Array2D(columns["codes"].shape[1:], "int32")}
+        if labelled:
+            columns["label"] = [dataset.label(index) for index in range(len(dataset))]
+            features["label"] = ClassLabel(names=dataset.label_names)
+        splits[split] = Dataset.from_dict(columns, features=Features(features))
     return DatasetDict(splits)
 
 

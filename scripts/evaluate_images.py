@@ -93,7 +93,7 @@ def smallest_count(args: argparse.Namespace, datasets: dict[str, ImageDataset], 
 def choose(dataset: ImageDataset, count: int, seed: int) -> ImageSet:
     """Images of a split at random, in their order."""
     rows = np.sort(np.random.default_rng(seed).choice(len(dataset), size=count, replace=False)).tolist()
-    labels = np.array([dataset.label(row) for row in rows], dtype=np.int64)
+    labels = np.array([dataset.label(row) if dataset.label_names else NO_LABEL for row in rows], dtype=np.int64)
     return ImageSet([dataset.image(row) for row in rows], labels)
 
 

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from hf_vq import AbsorbingScheduler, ViewsToVolumePipeline
 from hf_vq.data import PairedDataset
 from hf_vq.files import atomic_directory
+from hf_vq.pipelines import open_pipeline
 from hf_vq.schedulers.scheduling_absorbing import SAMPLINGS
 from hf_vq.training.arguments import run
 
@@ -87,7 +88,7 @@ def open_data(args: argparse.Namespace) -> PairedDataset:
 
 def load_pipeline(args: argparse.Namespace) -> ViewsToVolumePipeline:
     """The pipeline, on a GPU when there is one, without its own progress bar."""
-    pipeline = ViewsToVolumePipeline.from_pretrained(args.pipeline)
+    pipeline = open_pipeline(args.pipeline, ViewsToVolumePipeline)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
     if args.sampling:

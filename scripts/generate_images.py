@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from hf_vq import CodeGenerationPipeline
 from hf_vq.files import atomic_directory
+from hf_vq.pipelines import open_pipeline
 from hf_vq.training.arguments import run
 
 COLUMNS = ("file_name", "label", "label_name")
@@ -60,7 +61,7 @@ def check_args(args: argparse.Namespace) -> None:
 
 def load_pipeline(args: argparse.Namespace) -> CodeGenerationPipeline:
     """The pipeline, on a GPU when there is one, without its own progress bar."""
-    pipeline = CodeGenerationPipeline.from_pretrained(args.pipeline)
+    pipeline = open_pipeline(args.pipeline, CodeGenerationPipeline)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
     if args.scheduler == "amused":

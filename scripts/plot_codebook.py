@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoImageProcessor
 
 from hf_vq import VectorQuantizer, VQForImageClassification, VQImageClassifierConfig
 from hf_vq.data import ImageDataset, PairedDataset
 from hf_vq.evaluation.codebook_plot import save_codebook_plot
-from hf_vq.models import load_tokenizer
+from hf_vq.models import load_tokenizer, read_config
 from hf_vq.training.arguments import run
 from hf_vq.training.diagnostics import codebook_figures
 from hf_vq.training.tokenizer_data import DATA_TYPES, TokenizerData
@@ -42,13 +42,12 @@ def load_model(path: str) -> Any:
     """The model in eval mode.
 
     Raises:
-        ValueError: if its quantizer holds no codebook to draw.
+        ValueError: if there is none, or its quantizer holds no codebook to draw.
     """
-    config = AutoConfig.from_pretrained(path)
-    if isinstance(config, VQImageClassifierConfig):
+    if read_config(path).get("model_type") == VQImageClassifierConfig.model_type:
         model = VQForImageClassification.from_pretrained(path).eval()
     else:
-        model = load_tokenizer(path, getattr(config, "spatial_dims", 2))
+        model = load_tokenizer(path)
     if not isinstance(model.quantizer, VectorQuantizer):
         raise ValueError(f"--model {path}: its quantizer is {type(model.quantizer).__name__}, which has no codebook")
     return model

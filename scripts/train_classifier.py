@@ -11,7 +11,8 @@ can be given on the command line; fields of the model with dots: `--model.quanti
 --model.quantizer.codebook_weight 1`.
 
 Figures of the validation split go to `logs.jsonl` while it trains, those of the test split to `metrics.json` at the
-end. Images are resized to the model's `image_size`, with as many channels as its `num_channels`.
+end, after the model was saved; `--max_eval_samples` bounds how many images of each split are looked at. Images are
+resized to the model's `image_size`, with as many channels as its `num_channels`.
 """
 
 import json
@@ -22,7 +23,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
 
 from hf_vq import CodebookUsage, VQForImageClassification, VQImageClassifierConfig
 from hf_vq.data import ImageDataset, make_image_processor
@@ -38,6 +40,9 @@ class ClassifierArguments(TrainingArguments):
     """Flags of this script."""
 
     eval_batch_size: int = field(default=256, metadata={"help": "Images per step of an evaluation."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Images of validation and test split that are evaluated; all if absent."}
+    )
     cache_data: bool = field(default=False, metadata={"help": "Keep all processed images in memory."})
     image_column: str | None = field(default=None, metadata={"help": "Column of images, where there are several."})
     label_column: str | None = field(default=None, metadata={"help": "Column of labels, where there are several."})
@@ -56,13 +61,25 @@ def figures_of(output: Any, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
+def evaluated_part(dataset: ImageDataset, args: ClassifierArguments) -> Dataset:
+    """The images of a split that are evaluated: drawn at random, since the first ones may all have one label."""
+    if args.max_eval_samples is None or args.max_eval_samples >= len(dataset):
+        return dataset
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))
+    return Subset(dataset, order[: args.max_eval_samples].tolist())
+
+
 @torch.no_grad()
-def evaluate(model: VQForImageClassification, dataset: ImageDataset, batch_size: int) -> dict[str, float]:
-    """Accuracy, cross-entropy and, with a quantizer, its error and its codebook's usage, over a whole split."""
+def evaluate(
+    model: VQForImageClassification, dataset: Dataset, batch_size: int, name: str, shows: bool
+) -> dict[str, float]:
+    """Accuracy, cross-entropy and, with a quantizer, its error and its codebook's usage, with a progress bar."""
     config = model.config.quantizer_config
     usage = None if config is None else CodebookUsage(config.codebook_size, getattr(config, "num_codebooks", 1))
+    # a generator of its own: without one every loader takes a number from those that dropout draws in training
+    loader = DataLoader(dataset, batch_size=batch_size, generator=torch.Generator())
     sums = {"accuracy": 0.0, "cross_entropy": 0.0, **({} if usage is None else {"quantization_error": 0.0})}
-    for batch in DataLoader(dataset, batch_size=batch_size):
+    for batch in tqdm(loader, desc=f"evaluate {name}", leave=False, disable=not shows):
         labels = batch["labels"].to(model.device)
         output = model(batch["pixel_values"].to(model.device))
         sums["accuracy"] += float((output.logits.argmax(dim=1) == labels).sum())
@@ -70,23 +87,31 @@ def evaluate(model: VQForImageClassification, dataset: ImageDataset, batch_size:
         if usage is not None:
             sums["quantization_error"] += float(output.commitment_loss) * len(labels)
             usage.update(output.codes)
-    means = {name: value / len(dataset) for name, value in sums.items()}
+    means = {figure: value / len(dataset) for figure, value in sums.items()}  # type: ignore[arg-type]
     return means if usage is None else {**means, **usage.compute(model.device)}
 
 
-def save(training: TrainingRun, model: VQForImageClassification, processor: Any, metrics: dict[str, Any]) -> None:
-    """Writes `metrics.json`, the model and its processor, none of which is ever there in part."""
-    with atomic_file(training.output_dir / "metrics.json") as path:
-        path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+def save(training: TrainingRun, model: VQForImageClassification, processor: Any) -> None:
+    """Writes the model and its processor, which are never there in part."""
     with tempfile.TemporaryDirectory(dir=training.output_dir) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         move_files_into(Path(temporary), training.output_dir, last="config.json")
 
 
+def save_metrics(training: TrainingRun, test: dict[str, float], num_samples: int) -> None:
+    """Writes `metrics.json` and prints the accuracy."""
+    metrics = {"steps": training.step, "test_samples": num_samples, "test": test}
+    with atomic_file(training.output_dir / "metrics.json") as path:
+        path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    print(f"test accuracy {test['accuracy']:.4f} ({num_samples} images)")
+
+
 def main() -> None:
-    """Parse, build, loop, save."""
+    """Parse, build, loop, save, test."""
     args = parse_arguments(ClassifierArguments, __doc__)
+    if args.max_eval_samples is not None and args.max_eval_samples < 1:
+        raise ValueError(f"--max_eval_samples: found {args.max_eval_samples}, expected at least 1")
     accelerator = make_accelerator(args)
     check_fields(args.model, VQImageClassifierConfig, "--model")
     config = VQImageClassifierConfig(**args.model)
@@ -96,8 +121,13 @@ def main() -> None:
         ImageDataset(args.data, split, processor, args.cache_data, **columns)
         for split in ("train", "validation", "test")
     )
+    if not all(dataset.label_names for dataset in (train_set, validation_set, test_set)):
+        raise ValueError(f"--data {args.data}: found no column of labels in every split; name it with --label_column")
     config.id2label = dict(enumerate(train_set.label_names))
     config.label2id = {name: label for label, name in config.id2label.items()}
+
+    validation_part, test_part = (evaluated_part(dataset, args) for dataset in (validation_set, test_set))
+    shows = accelerator.is_main_process
 
     training = TrainingRun(accelerator, VQForImageClassification(config), args)
     training.model.train()
@@ -108,13 +138,16 @@ def main() -> None:
             stepped = training.optimize(output.loss, figures_of(output, batch["labels"]))
         if stepped and training.validation_due:
             with training.averaged_weights() as model:
-                validation = evaluate(model, validation_set, args.eval_batch_size)
+                validation = evaluate(model, validation_part, args.eval_batch_size, "validation", shows)
             training.log({f"validation_{name}": value for name, value in validation.items()})
 
     with training.averaged_weights() as model:
-        test = evaluate(model, test_set, args.eval_batch_size)  # by all processes, which count codes together
         if accelerator.is_main_process:
-            save(training, model, processor, {"steps": training.step, "test": test})
+            save(training, model, processor)
+        # by all processes, which count codes together
+        test = evaluate(model, test_part, args.eval_batch_size, "test", shows)
+    if accelerator.is_main_process:
+        save_metrics(training, test, len(test_part))  # type: ignore[arg-type]
     training.end()
 
 

@@ -1,6 +1,11 @@
-"""Nothing half-written bears its final name."""
+"""Nothing half-written bears its final name, and what is written can be read by whom the umask says."""
+
+import os
+import stat
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hf_vq.files import atomic_directory, atomic_file, move_files_into
 
@@ -81,3 +86,24 @@ def test_the_marker_of_a_complete_folder_arrives_last(tmp_path, monkeypatch):
     move_files_into(source, final, last="config.json")
     assert arrived == ["part", "zzz", "config.json"]
     assert {(final / name).read_text() for name in ("config.json", "zzz", "part/weights")} == {"2"}
+
+
+def permissions(folder):
+    return {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007, 0o077])
+def test_weights_get_the_permissions_of_their_neighbours(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        source, moved, whole = (tmp_path / name for name in ("new", "moved", "whole"))
+        (source / "part").mkdir(parents=True)
+        with atomic_directory(whole) as temporary:
+            for folder in (source, source / "part", temporary):
+                save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")
+                (folder / "config.json").write_text("")
+        move_files_into(source, moved, last="config.json")
+    finally:
+        os.umask(before)
+    for folder in (moved, moved / "part", whole):
+        assert set(permissions(folder).values()) == {oct(0o666 & ~umask)}

@@ -17,10 +17,10 @@ PACKAGE = Path(hf_vq.__file__).parent
 # imports nothing from the package. `hub` and `__init__` sit on top, so nothing in a subpackage imports them.
 ALLOWED_IMPORTS = {
     "quantizers": set(),
-    "models": {"quantizers"},
+    "models": {"quantizers", "files"},
     "processors": set(),
     "schedulers": set(),
-    "pipelines": {"models", "quantizers", "schedulers", "processors"},
+    "pipelines": {"models", "quantizers", "schedulers", "processors", "files"},
     "data": {"processors", "files"},
     "training": {"quantizers", "models", "schedulers", "processors", "pipelines", "data", "files"},
     "evaluation": {"quantizers", "models", "schedulers", "processors", "pipelines", "data", "files"},

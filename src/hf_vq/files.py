@@ -1,7 +1,8 @@
-"""Writing files and folders so that nothing half-written ever bears its final name."""
+"""Writing files and folders so that nothing half-written ever bears its final name; what a path looks like."""
 
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ def atomic_directory(path: str | Path, overwrite: bool = False, marker: str | No
     temporary.mkdir()
     try:
         yield temporary
+        follow_umask(temporary)
         _replace_directory(temporary, final, final.with_name(f".{final.name}.{mark}.old"))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -72,6 +74,7 @@ def move_files_into(source: Path, destination: Path, last: str) -> None:
     `last` is the file by which a reader knows a complete folder, such as `config.json`: until it arrives, the
     destination does not look complete.
     """
+    follow_umask(source)
     destination.mkdir(parents=True, exist_ok=True)
     (destination / last).unlink(missing_ok=True)
     for entry in sorted(source.iterdir(), key=lambda path: (path.name == last, path.name)):
@@ -79,3 +82,30 @@ def move_files_into(source: Path, destination: Path, last: str) -> None:
         if target.is_dir():
             shutil.rmtree(target)
         os.replace(entry, target)
+
+
+def follow_umask(folder: Path) -> None:
+    """Gives the files in a folder and below the permissions of any new file there.
+
+    Some writers make a private file and rename it, and so hand on permissions for nobody but the owner: the one of
+    safetensors does.
+    """
+    probe = folder / f".{uuid.uuid4().hex[:8]}"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
+
+
+def looks_like_path(source: str | Path) -> bool:
+    """Returns whether a source that was not found here can only have been meant as a path.
+
+    Ids on the Hub are `name` or `owner/name`; anything with more slashes, with a dot, a slash or a tilde in front, or
+    whose beginning exists as a folder here is a path.
+    """
+    text = str(source)
+    parts = text.split("/")
+    has_marks = text.startswith((".", "/", "~")) or len(parts) > 2 or parts[-1] == "" or "\\" in text
+    return isinstance(source, Path) or has_marks or (len(parts) == 2 and Path(parts[0]).exists())

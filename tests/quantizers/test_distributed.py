@@ -73,8 +73,17 @@ def train(variant, rows):
 def worker(rank, port, results):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     rows = slice(0, SPLIT) if rank == 0 else slice(SPLIT, ROWS)
-    results[rank] = {variant: train(variant, rows) for variant in VARIANTS}
+    results[rank] = {**{variant: train(variant, rows) for variant in VARIANTS}, "refusal": refusal(rank)}
     dist.destroy_process_group()
+
+
+def refusal(rank):
+    """What a rank says of a first batch in which one row of rank 1 is not finite."""
+    rows = torch.randn(10, DIM)
+    rows[2] = torch.nan if rank == 1 else 0
+    with pytest.raises(ValueError) as error:
+        VectorQuantizer(codebook_size=4, codebook_dim=DIM).train()(rows)
+    return str(error.value)
 
 
 def gather_worker(rank, port, results):
@@ -106,6 +115,12 @@ def test_two_ranks_equal_one_process_on_the_joined_batch(variant, two_ranks):
     for name, value in single.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], value, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_all_ranks_refuse_a_first_batch_that_is_not_finite_on_one(two_ranks):
+    messages = [two_ranks[rank]["refusal"] for rank in (0, 1)]
+    assert messages[0] == messages[1]
+    assert f"found {DIM} NaN values and 0 infinite" in messages[0]
 
 
 def test_global_rows_are_gathered_in_rank_order():

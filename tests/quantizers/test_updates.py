@@ -1,5 +1,7 @@
 """What moves the codes: averages, running moments, a learned map, and the alternating step."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -157,6 +159,46 @@ def test_without_its_step_alternating_codes_stand_still():
         (output.loss + output.quantized.sum()).backward()
         optimizer.step()
     assert torch.equal(quantizer.effective_codebook, before)
+
+
+def test_alternating_codes_that_nobody_moves_are_pointed_out_once():
+    quantizer = make(update="alternating").train()
+    quantizer(batch(0))
+    with warnings.catch_warnings():  # one more batch, and evaluation at any time, are no reason to warn
+        warnings.simplefilter("error")
+        quantizer(batch(1))
+        for step in range(5):
+            quantizer.eval()(batch(step))
+    with pytest.warns(UserWarning, match="no AlternatingOptimizer: the codes stand still") as caught:
+        for step in range(5):
+            quantizer.train()(batch(step))
+    assert len(caught) == 1
+
+
+def test_alternating_codes_are_read_in_a_compiled_graph():
+    quantizer = make(update="alternating").eval()
+    compiled = torch.compile(quantizer, backend="eager", fullgraph=True)
+    encode = torch.compile(quantizer.encode, backend="eager", fullgraph=True)
+    expected = quantizer(batch(0))
+    torch.testing.assert_close(compiled(batch(0)).quantized, expected.quantized)
+    assert torch.equal(encode(batch(0)), expected.codes)
+    decode = torch.compile(quantizer.decode, backend="eager")
+    torch.testing.assert_close(decode(expected.codes), expected.quantized)
+
+
+@pytest.mark.parametrize("kind", ["in charge", "frozen", "gradient"])
+def test_no_warning_where_an_optimizer_has_the_codes_or_none_is_needed(kind):
+    quantizer = make(update="gradient" if kind == "gradient" else "alternating").train()
+    state = set(quantizer.state_dict())
+    if kind == "in charge":
+        AlternatingOptimizer(quantizer)
+    elif kind == "frozen":
+        quantizer.freeze_codebook()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(5):
+            quantizer(batch(step))
+    assert set(quantizer.state_dict()) == state
 
 
 def test_the_inner_step_leaves_the_outer_gradients_alone():

@@ -119,6 +119,26 @@ def test_codes_and_labels_are_those_of_the_images(chain):
         assert int(codes["test"][row]["label"]) == dataset[row]["labels"]
 
 
+def test_images_without_labels_train_tokenizer_and_transformer(tmp_path, capsys):
+    images, tokenizer, codes = (tmp_path / name for name in ("images", "tokenizer", "codes"))
+    images.mkdir()
+    for number in range(20):
+        Image.new("L", (12, 12), 10 * number).save(images / f"{number}.png")
+    data, short = ["--data", images], [*SHORT[:-2], "--max_train_steps", 1, "--checkpointing_steps", 0]
+    call("train_tokenizer.py", *data, "--output_dir", tokenizer, *short, *TOKENIZER)
+    call("encode_codes.py", *data, "--tokenizer", tokenizer, "--output_dir", codes)
+    assert {split: rows.column_names for split, rows in load_from_disk(codes).items()} == {
+        "train": ["codes"],
+        "validation": ["codes"],
+    }
+    train = ["--data", codes, "--tokenizer", tokenizer, *short, *TRANSFORMER, "--output_dir", tmp_path / "pipeline"]
+    assert "pass --class_conditional false" in fails(capsys, "train_code_transformer.py", *train)
+    call("train_code_transformer.py", *train, "--class_conditional", "false")
+    call("generate_images.py", "--pipeline", tmp_path / "pipeline", "--num_images", 2, "--output_dir", tmp_path / "out")
+    with (tmp_path / "out" / "metadata.csv").open(newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == ["-1", "-1"]
+
+
 def test_data_without_a_test_split_are_encoded_without_one(chain, tmp_path, capsys):
     images = [Image.new("L", (12, 12), 10 * number) for number in range(20)]
     rows = Dataset.from_dict({"image": images, "label": [number % 3 for number in range(20)]})

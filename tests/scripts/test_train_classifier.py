@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -32,7 +33,8 @@ FLAGS = [*COMMON, "--model.quantizer.codebook_size", "8"]
 KINDS = {
     "resnet": [],
     "alternating": ["--model.quantizer.update", "alternating", "--model.quantizer.sync_weight", "0.2"],
-    "dropout": [
+    "dropout": [  # validated at other steps than the one resumed from
+        *("--validation_steps", "2"),
         *("--model.backbone", "alexnet", "--model.backbone_config"),
         "{channels: [4, 4, 4, 4, 4], stem_kernel_size: 3, stem_stride: 1, pooled_size: 1, hidden_size: 8}",
         *("--model.image_size", "24"),
@@ -100,6 +102,47 @@ def test_metrics_are_those_of_the_saved_model_on_the_test_split(trained, data):
     assert metrics["test"] == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
 
 
+def test_a_bounded_evaluation_sees_so_many_images_and_tells_the_accuracy(data, tmp_path, capsys):
+    flags = ["--data", data, "--output_dir", tmp_path / "run", *FLAGS, "--max_train_steps", "1"]
+    call(*flags, "--max_eval_samples", "5")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test_samples"] == 5
+    assert metrics["test"]["accuracy"] in [hits / 5 for hits in range(6)]
+    output = capsys.readouterr()
+    assert f"test accuracy {metrics['test']['accuracy']:.4f} (5 images)" in output.out
+    assert "evaluate validation" in output.err
+    assert "evaluate test" in output.err
+
+
+def write_image_set(folder, broken_test=False, **columns):
+    """A saved data set whose test images cannot be decoded if so asked."""
+    images = [Image.new("L", (6, 6), 80 * (number % 3)) for number in range(20)]
+    rows = Dataset.from_dict({"image": images, **columns})
+    test = rows
+    if broken_test:
+        content = [{"bytes": b"no image", "path": None}] * 20
+        test = Dataset.from_dict({"image": content, **columns}, features=rows.features)
+    DatasetDict(train=rows, test=test).save_to_disk(folder)
+    return folder
+
+
+def test_the_model_is_saved_before_the_test_images_are_read(tmp_path, capsys):
+    data = write_image_set(tmp_path / "data", broken_test=True, label=[number % 3 for number in range(20)])
+    with pytest.raises(SystemExit):
+        call("--data", data, "--output_dir", tmp_path / "run", *FLAGS, "--max_train_steps", "1")
+    assert "found no readable image in row 0" in capsys.readouterr().err
+    AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    modes = {path.stat().st_mode for path in (tmp_path / "run").glob("*.*") if path.is_file()}
+    assert len(modes) == 1
+
+
+def test_a_classifier_needs_labels(tmp_path, capsys):
+    data = write_image_set(tmp_path / "data")
+    with pytest.raises(SystemExit):
+        call("--data", data, "--output_dir", tmp_path / "run", *SHORT, *NETWORK)
+    assert "found no column of labels in every split" in capsys.readouterr().err
+
+
 def test_training_and_validation_figures_are_logged(trained):
     logs = [json.loads(line) for line in (trained / "logs.jsonl").read_text().splitlines()]
     training = [entry for entry in logs if "loss" in entry]
@@ -114,11 +157,12 @@ def test_training_and_validation_figures_are_logged(trained):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_training_equals_an_uninterrupted_one(data, tmp_path, kind):
+def test_a_resumed_training_equals_an_uninterrupted_one(data, tmp_path, kind, capsys):
     flags = ["--data", data, *FLAGS, *KINDS[kind]]
     call(*flags, "--output_dir", tmp_path / "whole")
     shutil.copytree(tmp_path / "whole" / "checkpoint-0000003", tmp_path / "resumed" / "checkpoint-0000003")
     call(*flags, "--output_dir", tmp_path / "resumed", "--resume_from_checkpoint", "latest")
+    assert "resumed from checkpoint-0000003 (step 3)\n" in capsys.readouterr().out
     expected, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     for name, value in expected.items():
         assert torch.equal(resumed[name], value), name

@@ -1,12 +1,14 @@
 """State of a training run."""
 
+import pytest
 import torch
 from diffusers.training_utils import EMAModel
 
 from hf_vq import VQTokenizer, VQTokenizerConfig
 from hf_vq.quantizers.codebook import PlacementWatch
+from hf_vq.training.arguments import TrainingArguments
 from hf_vq.training.moments import forget_moments, restart_averages
-from hf_vq.training.run import parameter_groups
+from hf_vq.training.run import find_checkpoint, make_accelerator, parameter_groups
 
 
 def test_weight_decay_pulls_only_the_weights_of_layers():
@@ -50,3 +52,16 @@ def test_frozen_parameters_are_left_out():
     grouped = {id(parameter) for group in parameter_groups(model, 0.1) for parameter in group["params"]}
     assert grouped == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     assert id(model.quantizer.codebook.weight) not in grouped
+
+
+def test_a_folder_that_is_not_empty_says_how_to_go_on(tmp_path):
+    args = TrainingArguments(data="", output_dir=str(tmp_path))
+    (tmp_path / "logs.jsonl").touch()
+    with pytest.raises(ValueError, match="--overwrite true to start again; it holds no checkpoint to go on from"):
+        make_accelerator(args)
+    with pytest.raises(ValueError, match="holds no complete checkpoint; start without it, and with --overwrite true"):
+        find_checkpoint(tmp_path, "latest")
+    (tmp_path / "checkpoint-0000020").mkdir()
+    (tmp_path / "checkpoint-0000020" / "checkpoint.json").write_text("{}")
+    with pytest.raises(ValueError, match="--overwrite true to start again or --resume_from_checkpoint latest to go on"):
+        make_accelerator(args)

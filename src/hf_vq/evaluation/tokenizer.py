@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from ..data.paired_sources import looks_like_path
+from ..files import looks_like_path
 from ..quantizers import CodebookUsage
 from ..quantizers.codebook import codebooks_of
 from .volumes import Grid, GridVolume, onto_grid, read_volume

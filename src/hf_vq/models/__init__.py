@@ -2,7 +2,7 @@
 
 from .configuration_vq_image_classifier import AlexNetConfig, VQImageClassifierConfig
 from .configuration_vq_tokenizer import VQTokenizerConfig
-from .loading import load_tokenizer
+from .loading import load_tokenizer, read_config
 from .modeling_code_transformer import CodeTransformer, CodeTransformerOutput
 from .modeling_vq_image_classifier import VQForImageClassification, VQImageClassifierOutput
 from .modeling_vq_tokenizer import (
@@ -25,4 +25,5 @@ __all__ = [
     "VQTokenizerEncoderOutput",
     "VQTokenizerOutput",
     "load_tokenizer",
+    "read_config",
 ]

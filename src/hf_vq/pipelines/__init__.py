@@ -1,5 +1,6 @@
 """Pipelines: images and volumes from codes alone or from a class, volumes from views."""
 
+from .loading import open_pipeline
 from .pipeline_code_generation import CodeGenerationPipeline
 from .pipeline_output import CodeGenerationPipelineOutput, ViewsToVolumePipelineOutput
 from .pipeline_views_to_volume import ViewsToVolumePipeline
@@ -9,4 +10,5 @@ __all__ = [
     "CodeGenerationPipelineOutput",
     "ViewsToVolumePipeline",
     "ViewsToVolumePipelineOutput",
+    "open_pipeline",
 ]

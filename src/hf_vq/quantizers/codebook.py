@@ -22,7 +22,8 @@ class Codebook(nn.Module):
     code, training batches since it was last chosen), `num_batches` (training batches seen; it also numbers the
     random draws, so that a resumed run draws what an uninterrupted one would) and, with `update="ema"`, the averages.
     `frozen` is saved with them. `placements` is not: it counts how often each code was placed anew, for whoever keeps
-    moments or averages of the codes (see `PlacementWatch`).
+    moments or averages of the codes (see `PlacementWatch`). Neither is `has_own_optimizer`: an optimizer that takes
+    charge of the codes in alternating optimisation sets it.
 
     Args:
         config: the quantizer's choices.
@@ -38,6 +39,7 @@ class Codebook(nn.Module):
     def __init__(self, config: VectorQuantizerConfig, index: int = 0) -> None:
         super().__init__()
         self.config, self.index = config, index
+        self.has_own_optimizer = False
         size, dim = config.codebook_size, config.dim_per_codebook
         self.weight = nn.Parameter(torch.empty(size, dim), requires_grad=self._weight_learns)
         self.parameterization = build_parameterization(config)
@@ -102,7 +104,7 @@ class Codebook(nn.Module):
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def prepare(self, vectors: torch.Tensor) -> None:
+    def prepare(self, vectors: torch.Tensor, batch: torch.Tensor | None = None) -> None:
         """What must happen to the codes before a training batch is quantised.
 
         The averages of the batch before are taken over, moments are updated, and codes are placed: all by k-means once,
@@ -111,10 +113,18 @@ class Codebook(nn.Module):
 
         Args:
             vectors: `(N, C)` float32, this rank's encoder outputs.
+            batch: the layer's whole input where `vectors` are only a part of its channels: nothing is initialised from
+                the finite part of a batch that is not.
+
+        Raises:
+            ValueError: if the codes or their moments are to be initialised and the batch, of any rank, holds NaN or
+                infinity. Nothing has changed then.
         """
         if self.frozen:
             self.requires_grad_(False)  # a loaded state brings the flag of freezing but not that of the gradients
             return
+        if not self.initialized or self.parameterization.awaits_first_batch:
+            _refuse_non_finite(vectors if batch is None else batch)
         if self.averages is not None:
             self.averages.move(self.weight)
         self.parameterization.observe(as_float(self.weight), vectors)
@@ -169,6 +179,18 @@ class Codebook(nn.Module):
         spread = rows.std(dim=0, correction=0)
         self.set_effective(broadcast_from_main(rows + REPLACEMENT_NOISE * spread * noise), unused)
         self.unused_batches[unused] = 0
+
+
+def _refuse_non_finite(batch: torch.Tensor) -> None:
+    kinds = {"NaN": batch.isnan(), "infinite": batch.isinf()}
+    counts = all_reduce_sum(torch.stack([kind.sum() for kind in kinds.values()])).tolist()  # all ranks raise, or none
+    if any(counts):
+        found = " and ".join(f"{count} {name} values" for name, count in zip(kinds, counts, strict=True))
+        raise ValueError(
+            f"found {found} in the features of the first training batch, from which the codebook is initialised; "
+            "expected finite ones. Check the data and the encoder (a half-precision overflow?), or skip the batch: "
+            "nothing has changed yet"
+        )
 
 
 class CodeAverages(nn.Module):

@@ -1,5 +1,6 @@
 """Checks of config fields, shared by the configs of all quantizers."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args
@@ -54,15 +55,28 @@ class QuantizerConfig:
             require_type(field.name, getattr(self, field.name), field.type)
 
 
-def config_or_fields(config_class: type[Config], config: Config | None, fields: dict[str, Any]) -> Config:
-    """The config that a quantizer was given, as such or as its fields.
+def config_or_fields(
+    config_class: type[Config], config: Config | dict[str, Any] | None, fields: dict[str, Any]
+) -> Config:
+    """The config that a quantizer was given: as such, as its plain dict, or as its fields.
 
     Raises:
-        ValueError: if both were given, or a field is wrong.
+        ValueError: if both were given, a field is wrong, or `config` is something else.
     """
     if config is not None and fields:
         raise ValueError(f"give either config or fields, not both; got config and {sorted(fields)}")
-    return config if config is not None else config_class.from_dict(fields)
+    if config is None or isinstance(config, dict):
+        return config_class.from_dict(fields if config is None else config)
+    if not isinstance(config, config_class):
+        raise ValueError(
+            f"config={config!r} is no {config_class.__name__}; give one, its dict, or its fields as keywords"
+        )
+    return config
+
+
+def shown_fields(config: QuantizerConfig, names: Sequence[str]) -> str:
+    """Some fields and derived values of a config, as `repr` of a module shows them."""
+    return ", ".join(f"{name}={getattr(config, name)!r}" for name in names)
 
 
 def require_type(name: str, value: object, annotation: Any) -> None:

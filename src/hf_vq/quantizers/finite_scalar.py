@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -63,7 +63,7 @@ class FiniteScalarQuantizer(ImplicitCodebookQuantizer):
     `commitment_loss` and `codebook_loss` are constant zeros.
 
     Args:
-        config: a `FiniteScalarQuantizerConfig`; alternatively give its fields as keywords.
+        config: a `FiniteScalarQuantizerConfig` or its plain dict; alternatively give its fields as keywords.
 
     Example:
         >>> quantizer = FiniteScalarQuantizer(levels=[8, 5, 5, 5])
@@ -73,8 +73,9 @@ class FiniteScalarQuantizer(ImplicitCodebookQuantizer):
     """
 
     config: FiniteScalarQuantizerConfig
+    SHOWN_FIELDS = ("levels", "codebook_size")
 
-    def __init__(self, config: FiniteScalarQuantizerConfig | None = None, **fields: object) -> None:
+    def __init__(self, config: FiniteScalarQuantizerConfig | dict[str, Any] | None = None, **fields: object) -> None:
         super().__init__(config_or_fields(FiniteScalarQuantizerConfig, config, fields))
 
     def _bound(self, vectors: torch.Tensor) -> torch.Tensor:

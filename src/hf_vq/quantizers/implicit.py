@@ -1,12 +1,13 @@
 """What quantizers without a stored codebook share: their codes are computed from the numbers that stand for them."""
 
 import abc
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from .distributed import all_reduce_sum, joined_mean_factor
-from .fields import QuantizerConfig
+from .fields import QuantizerConfig, shown_fields
 from .functional import active_fraction, as_float, perplexity, straight_through
 from .vector_quantizer import VectorQuantizerOutput, check_codes, flatten_features, unflatten_vectors
 
@@ -20,6 +21,8 @@ class ImplicitCodebookQuantizer(nn.Module, abc.ABC):
     The interface is that of `VectorQuantizer`. Arithmetic is float32 or better under any autocast; what `decode` and
     `effective_codebook` return has the dtype that the module was moved to.
     """
+
+    SHOWN_FIELDS: ClassVar[tuple[str, ...]] = ("codebook_size",)
 
     config: QuantizerConfig
     anchor: torch.Tensor
@@ -39,7 +42,7 @@ class ImplicitCodebookQuantizer(nn.Module, abc.ABC):
         """Quantises `(B, C, *spatial)`, or `(B, ..., C)` with `channel_last`.
 
         Raises:
-            ValueError: if the channel axis is not `codebook_dim` wide.
+            ValueError: if the channel axis is not `codebook_dim` wide, or features are no floating-point numbers.
         """
         with torch.autocast(features.device.type, enabled=False):
             bounded, shape = self._flatten_and_bound(features)
@@ -72,7 +75,7 @@ class ImplicitCodebookQuantizer(nn.Module, abc.ABC):
         """Vectors of codes: `(B, *spatial)` int64 -> `(B, C, *spatial)`, or `(B, ..., C)` with `channel_last`.
 
         Raises:
-            ValueError: if a code is outside `[0, K)`.
+            ValueError: if a code is outside `[0, K)`, or codes are no integers.
         """
         check_codes(codes, self.config.codebook_size)
         vectors = self._look_up(codes).to(self.anchor.dtype)
@@ -80,6 +83,10 @@ class ImplicitCodebookQuantizer(nn.Module, abc.ABC):
 
     def freeze_codebook(self) -> None:
         """Does nothing: the codes are constants. It is there so that every quantizer can be frozen alike."""
+
+    def extra_repr(self) -> str:
+        """The main fields of the config, for `repr`."""
+        return shown_fields(self.config, self.SHOWN_FIELDS)
 
     def _flatten_and_bound(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Size]:
         vectors, shape = flatten_features(features, self.config.codebook_dim, self.config.channel_last)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ class LookupFreeQuantizer(ImplicitCodebookQuantizer):
     vectors of all processes. There are no parameters and no state; `codebook_loss` is a constant zero.
 
     Args:
-        config: a `LookupFreeQuantizerConfig`; alternatively give its fields as keywords.
+        config: a `LookupFreeQuantizerConfig` or its plain dict; alternatively give its fields as keywords.
 
     Example:
         >>> quantizer = LookupFreeQuantizer(codebook_dim=10)
@@ -94,8 +94,9 @@ class LookupFreeQuantizer(ImplicitCodebookQuantizer):
     """
 
     config: LookupFreeQuantizerConfig
+    SHOWN_FIELDS = ("codebook_dim", "codebook_size", "spherical", "entropy_weight")
 
-    def __init__(self, config: LookupFreeQuantizerConfig | None = None, **fields: object) -> None:
+    def __init__(self, config: LookupFreeQuantizerConfig | dict[str, Any] | None = None, **fields: object) -> None:
         super().__init__(config_or_fields(LookupFreeQuantizerConfig, config, fields))
 
     def _bound(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,11 @@ class PlainParameterization(nn.Module):
         super().__init__()
         self.code_scale = code_scale
 
+    @property
+    def awaits_first_batch(self) -> bool:
+        """True while the first training batch is still to set something that later ones only move."""
+        return False
+
     def reset_parameters(self) -> None:
         """Fills every parameter and buffer with its value before training: the identity."""
 
@@ -120,6 +125,10 @@ class RunningAffineParameterization(PlainParameterization):
             self.register_buffer(f"{owner}_mean", torch.zeros(codebook_dim))
             self.register_buffer(f"{owner}_variance", torch.ones(codebook_dim))
 
+    @property
+    def awaits_first_batch(self) -> bool:
+        return not self.started
+
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.started)
         for owner in ("encoder", "code"):
@@ -131,10 +140,11 @@ class RunningAffineParameterization(PlainParameterization):
         batch_moments = global_moments(vectors)
         if batch_moments is None:
             return
+        momentum = 1.0 if self.awaits_first_batch else self.momentum
         moments = (*batch_moments, raw.mean(dim=0), raw.var(dim=0, correction=0))
         running = (self.encoder_mean, self.encoder_variance, self.code_mean, self.code_variance)
         for average, moment in zip(running, moments, strict=True):
-            average.lerp_(moment.to(average), self.momentum if self.started else 1.0)
+            average.lerp_(moment.to(average), momentum)
         self.started.fill_(True)
 
     def _scale(self) -> torch.Tensor:

@@ -1,7 +1,9 @@
 """The vector quantizer layer."""
 
+import warnings
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import nn
 from .codebook import Codebook
 from .configuration import VectorQuantizerConfig
 from .distributed import all_reduce_sum, joined_mean_factor
-from .fields import config_or_fields
+from .fields import config_or_fields, shown_fields
 from .functional import (
     active_fraction,
     as_float,
@@ -23,6 +25,12 @@ from .functional import (
 )
 
 ESTIMATORS = {"straight_through": straight_through, "rotation": rotation}
+SHOWN_FIELDS = (
+    *("codebook_size", "codebook_dim", "parameterization", "update", "estimator", "sync_weight", "distance", "init"),
+    *("replace_after", "structure", "num_codebooks"),
+)
+# So many training batches may pass before somebody has to take charge of the codes of alternating optimisation.
+PATIENCE = 2
 
 
 @dataclass
@@ -80,7 +88,7 @@ class VectorQuantizer(nn.Module):
     changes.
 
     Args:
-        config: a `VectorQuantizerConfig`; alternatively give its fields as keywords.
+        config: a `VectorQuantizerConfig` or its plain dict; alternatively give its fields as keywords.
 
     Example:
         >>> quantizer = VectorQuantizer(codebook_size=512, codebook_dim=64)
@@ -89,9 +97,10 @@ class VectorQuantizer(nn.Module):
         torch.Size([2, 8, 8])
     """
 
-    def __init__(self, config: VectorQuantizerConfig | None = None, **fields: object) -> None:
+    def __init__(self, config: VectorQuantizerConfig | dict[str, Any] | None = None, **fields: object) -> None:
         super().__init__()
         self.config = config_or_fields(VectorQuantizerConfig, config, fields)
+        self._unattended_batches = 0
         if self.config.structure == "single":
             self.codebook = Codebook(self.config)
         else:
@@ -112,8 +121,11 @@ class VectorQuantizer(nn.Module):
         """Quantises `(B, C, *spatial)`, or `(B, ..., C)` with `channel_last`.
 
         Raises:
-            ValueError: if the channel axis is not `codebook_dim` wide.
+            ValueError: if the channel axis is not `codebook_dim` wide, features are no floating-point numbers, or the
+                first training batch, from which codes are initialised, holds NaN or infinity; no state has changed.
         """
+        if self.training and self.config.update == "alternating":
+            self._look_for_code_optimizer()
         with torch.autocast(features.device.type, enabled=False):
             vectors, shape = self._flatten(features)
             look_ups = self._look_up(vectors, learn=self.training)
@@ -148,7 +160,8 @@ class VectorQuantizer(nn.Module):
         -> `(B, C, *spatial)`, or `(B, ..., C)` with `channel_last`.
 
         Raises:
-            ValueError: if a code is outside `[0, K)` or the axis of the codebooks has another length.
+            ValueError: if a code is outside `[0, K)`, codes are no integers, or the axis of the codebooks has another
+                length.
         """
         check_codes(codes, self.config.codebook_size)
         parts = [codes] if self.config.structure == "single" else list(codes.unbind(dim=1))
@@ -182,18 +195,38 @@ class VectorQuantizer(nn.Module):
         for codebook in self.all_codebooks:
             codebook.freeze()
 
+    def extra_repr(self) -> str:
+        """The main fields of the config, for `repr`."""
+        return shown_fields(self.config, SHOWN_FIELDS)
+
+    def _look_for_code_optimizer(self) -> None:
+        """Warns once if training batches have passed and nothing moves the codes."""
+        if self._unattended_batches > PATIENCE:
+            return
+        self._unattended_batches += 1
+        if self._unattended_batches <= PATIENCE or all(book.has_own_optimizer for book in self.all_codebooks):
+            return
+        if not all(codebook.frozen for codebook in self.all_codebooks):
+            warnings.warn(
+                f"{PATIENCE} training batches have passed with update='alternating' and no AlternatingOptimizer: the "
+                "codes stand still. Make a hf_vq.training.alternating.AlternatingOptimizer of the model and call its "
+                "step(features) before each forward, or choose update='gradient'.",
+                stacklevel=3,
+            )
+
     @property
     def _codebook_weight(self) -> float:
         # A factor 0 keeps the codes in the graph: data-parallel training waits for a gradient of every parameter.
         return self.config.codebook_weight if self.config.update == "gradient" else 0.0
 
     def _look_up(self, vectors: torch.Tensor, learn: bool) -> list[CodebookLookUp]:
+        batch = vectors.detach() if learn else None
         if self.config.structure != "residual":
             parts = vectors.chunk(self.config.num_codebooks, dim=1)
-            return [_choose(book, part, learn) for book, part in zip(self.all_codebooks, parts, strict=True)]
+            return [_choose(book, part, batch) for book, part in zip(self.all_codebooks, parts, strict=True)]
         look_ups: list[CodebookLookUp] = []
         for codebook in self.all_codebooks:
-            look_ups.append(_choose(codebook, vectors, learn))
+            look_ups.append(_choose(codebook, vectors, batch))
             vectors = vectors - look_ups[-1].quantized.detach()
         return look_ups
 
@@ -230,10 +263,10 @@ class VectorQuantizer(nn.Module):
         return unflatten_vectors(vectors, shape, self.config.channel_last)
 
 
-def _choose(codebook: Codebook, vectors: torch.Tensor, learn: bool) -> CodebookLookUp:
+def _choose(codebook: Codebook, vectors: torch.Tensor, batch: torch.Tensor | None) -> CodebookLookUp:
     vectors = codebook.normalize(vectors)
-    if learn:
-        codebook.prepare(vectors.detach())
+    if batch is not None:
+        codebook.prepare(vectors.detach(), batch)
     effective = codebook.effective()
     codes = nearest_codes(vectors, effective)
     return CodebookLookUp(codebook, vectors, codes, F.embedding(codes, effective))
@@ -257,8 +290,10 @@ def flatten_features(
         `(N, C)` rows and the shape `(B, *spatial)`.
 
     Raises:
-        ValueError: if the channel axis has another width.
+        ValueError: if the channel axis has another width, or features are no floating-point numbers.
     """
+    if not features.is_floating_point():
+        raise ValueError(f"features have dtype {features.dtype}; expected a floating-point one: pass features.float()")
     channel_axis = -1 if channel_last else 1
     if features.ndim < 2 or features.shape[channel_axis] != num_channels:
         raise ValueError(
@@ -278,8 +313,12 @@ def check_codes(codes: torch.Tensor, codebook_size: int) -> None:
     """Refuses codes that no codebook row belongs to.
 
     Raises:
-        ValueError: if a code is outside `[0, codebook_size)`.
+        ValueError: if a code is outside `[0, codebook_size)`, or codes are no integers.
     """
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise ValueError(
+            f"codes have dtype {codes.dtype}; expected integers, as encode returns them. Are these features?"
+        )
     if codes.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(codes))

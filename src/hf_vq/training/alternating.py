@@ -55,6 +55,8 @@ class AlternatingOptimizer:
             raise ValueError(f"inner_steps={inner_steps} is out of range; it must be at least 1")
         self.inner_steps, self.learning_rate = inner_steps, learning_rate
         codebooks = [codebook for quantizer in self.quantizers for codebook in quantizer.all_codebooks]
+        for codebook in codebooks:
+            codebook.has_own_optimizer = True
         self.parameters = [p for codebook in codebooks for p in codebook.parameters() if p.requires_grad]
         self.optimizer = optimizer_class(self.parameters, lr=learning_rate)
         self._watch = PlacementWatch(model)

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..files import follow_umask
 from ..quantizers.codebook import PlacementWatch, codebooks_of
 from .alternating import AlternatingOptimizer, alternating_quantizers
 from .arguments import TrainingArguments
@@ -43,9 +44,14 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     output_dir = Path(args.output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()) and not args.resume_from_checkpoint:
         if not args.overwrite:
+            going_on = (
+                " or --resume_from_checkpoint latest to go on"
+                if list_checkpoints(output_dir)
+                else ("; it holds no checkpoint to go on from")
+            )
             raise ValueError(
-                f"--output_dir {args.output_dir} is not empty; choose another one, or pass --overwrite or "
-                "--resume_from_checkpoint latest"
+                f"--output_dir {args.output_dir} is not empty; choose another one, or pass --overwrite true to start "
+                f"again{going_on}"
             )
         if not (output_dir / LOG_FILE).is_file():
             raise ValueError(
@@ -155,6 +161,7 @@ class TrainingRun:
             dataset,
             batch_size=args.train_batch_size,
             sampler=sampler,
+            generator=torch.Generator(),  # else starting the loader takes a number from those that dropout draws
             num_workers=args.dataloader_num_workers,
             persistent_workers=args.dataloader_num_workers > 0,
         )
@@ -276,6 +283,7 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self._finish_checkpoint(temporary)
+            follow_umask(temporary)
             shutil.rmtree(path, ignore_errors=True)
             temporary.rename(path)
             for old in list_checkpoints(self.output_dir)[: -self.args.checkpoints_total_limit]:
@@ -322,6 +330,7 @@ class TrainingRun:
         self.accelerator.load_state(str(path))
         self.ema.to(self.accelerator.device)  # custom states are loaded onto the CPU
         self.step = info["step"]
+        self.accelerator.print(f"resumed from {path.name} (step {self.step})")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -353,7 +362,8 @@ def find_checkpoint(output_dir: Path, which: str) -> Path:
         found = list_checkpoints(output_dir)
         if not found:
             raise ValueError(
-                f"--resume_from_checkpoint latest: {output_dir} holds no complete checkpoint; start without it"
+                f"--resume_from_checkpoint latest: {output_dir} holds no complete checkpoint; start without it, and "
+                "with --overwrite true where the folder is not empty"
             )
         return found[-1]
     for path in (Path(which), output_dir / which):
