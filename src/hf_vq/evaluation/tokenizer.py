@@ -78,6 +78,8 @@ class VolumeTokenizer:
         """
         try:
             folder = _local_folder(pipeline, ["volume_tokenizer/*", "volume_processor/*"])
+            if not (folder / "volume_tokenizer").is_dir():
+                raise FileNotFoundError(f"no volume_tokenizer in {folder}")
             return cls._load(folder / "volume_tokenizer", folder / "volume_processor", device, batch_size)
         except (OSError, HFValidationError) as error:
             raise ValueError(
