@@ -190,6 +190,28 @@ def test_the_loss_is_cross_entropy_and_the_quantizer_s(backbone):
     assert "loss" not in trained_model(backbone)(images())
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_the_problem_type_chooses_the_loss_or_else_the_labels_do(named):
+    targets = torch.tensor([[1.0, 0.0, 1.0, 0.0, 0.0]]).expand(3, -1)
+    model = small_model("alexnet", problem_type="multi_label_classification" if named else None).eval()
+    output = model(images(), targets)
+    signs = 2 * targets - 1
+    expected = torch.nn.functional.softplus(-signs * output.logits).mean()
+    torch.testing.assert_close(output.loss, expected + output.quantizer_loss)
+    targets = torch.tensor([0.5, -1.0, 2.0])
+    model = small_model("alexnet", problem_type="regression" if named else None, num_labels=1).eval()
+    output = model(images(), targets)
+    expected = (output.logits[:, 0] - targets).square().mean()
+    torch.testing.assert_close(output.loss, expected + output.quantizer_loss)
+
+
+def test_a_training_step_leaves_the_config_as_it_is(backbone):
+    model = small_model(backbone).train()
+    before = model.config.to_dict()
+    model(images(), labels()).loss.backward()
+    assert model.config.to_dict() == before
+
+
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_gradients_reach_every_parameter(backbone, quantizer):
     model = small_model(backbone, quantizer=QUANTIZERS[quantizer]).train()
@@ -240,9 +262,11 @@ def test_missing_weights_are_initialised_like_a_new_model(backbone, tmp_path):
     assert not bool(loaded.quantizer.codebook.initialized)
 
 
-def test_bfloat16_keeps_integer_state_and_a_float_quantizer_loss(backbone, tmp_path):
-    trained_model(backbone).save_pretrained(tmp_path)
+def test_bfloat16_keeps_codes_counters_and_a_float_quantizer_loss(backbone, tmp_path):
+    trained = trained_model(backbone)
+    trained.save_pretrained(tmp_path)
     model = VQForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert torch.equal(model.quantizer.codebook.weight, trained.quantizer.codebook.weight)
     assert model.quantizer.codebook.num_batches.dtype == torch.int64
     output = model(images().bfloat16(), labels())
     assert output.logits.dtype == torch.bfloat16
@@ -250,13 +274,14 @@ def test_bfloat16_keeps_integer_state_and_a_float_quantizer_loss(backbone, tmp_p
     assert torch.isfinite(output.loss)
 
 
-def test_gradient_checkpointing_changes_nothing():
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_changes_nothing(use_reentrant):
     for backbone in ("alexnet", "vit"):
         gradients = []
         for checkpointing in (False, True):
             model = small_model(backbone).train()
             if checkpointing:
-                model.gradient_checkpointing_enable()
+                model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
             torch.manual_seed(0)
             model(images(), labels()).loss.backward()
             gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})

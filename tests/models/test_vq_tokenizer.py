@@ -103,13 +103,16 @@ def test_save_and_load_keeps_outputs_and_codebook_state(case, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path).to_dict() == loaded.config.to_dict()
 
 
-def test_half_precision_load_keeps_integer_state(tmp_path):
+def test_half_precision_load_keeps_codes_and_counters(tmp_path):
     model = VQTokenizer(VQTokenizerConfig(**CASES["2d"][0])).train()
     model(torch.randn(CASES["2d"][1]))
     model.save_pretrained(tmp_path)
     loaded = VQTokenizer.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert loaded.quantizer.codebook.num_batches.dtype == torch.int64
     assert loaded.quantizer.codebook.initialized.dtype == torch.bool
+    assert torch.equal(loaded.quantizer.codebook.weight, model.quantizer.codebook.weight)
+    codes = torch.arange(16).view(1, 4, 4)
+    assert loaded.embed_codes(codes).dtype == loaded.decode(codes).sample.dtype == torch.bfloat16
     output = loaded(torch.randn(CASES["2d"][1], dtype=torch.bfloat16))
     assert output.sample.dtype == torch.bfloat16
     assert torch.isfinite(output.loss)
@@ -134,13 +137,14 @@ def test_gradients_reach_every_parameter(case):
     assert not idle
 
 
-def test_gradient_checkpointing_changes_nothing():
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_changes_nothing(use_reentrant):
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         model = VQTokenizer(VQTokenizerConfig(**CASES["2d, attention"][0])).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
         model(torch.ones(CASES["2d, attention"][1])).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, value in gradients[0].items():

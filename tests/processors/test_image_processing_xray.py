@@ -41,8 +41,9 @@ def test_every_grey_mode_gives_the_same_values(mode):
         FRACTION.double().numpy(),
         FRACTION,
         FRACTION[None],
+        GREY[..., None],
     ],
-    ids=["uint8", "uint16", "big-endian", "float32", "float64", "tensor", "tensor with channel"],
+    ids=["uint8", "uint16", "big-endian", "float32", "float64", "tensor", "channel first", "channel last"],
 )
 def test_every_array_type_gives_the_same_values(source):
     pixel_values = XrayImageProcessor()(source)["pixel_values"]

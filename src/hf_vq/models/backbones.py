@@ -13,13 +13,16 @@ from torch import nn
 from transformers import PreTrainedModel, ResNetModel, ViTModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.resnet.modeling_resnet import ResNetEmbeddings, ResNetStage
+from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_vq_image_classifier import AlexNetConfig
+from .pretrained import InputConvolution
 
 POOLED_BLOCKS = (0, 1, 4)
 
 
-class AlexNetBlock(GradientCheckpointingLayer):
+class AlexNetStem(nn.Module):
     """Convolution, ReLU and, in some blocks, max pooling."""
 
     def __init__(self, convolution: nn.Conv2d, pooled: bool) -> None:
@@ -32,7 +35,11 @@ class AlexNetBlock(GradientCheckpointingLayer):
         return F.max_pool2d(hidden_states, kernel_size=3, stride=2) if self.pooled else hidden_states
 
 
-class SplitAlexNet(PreTrainedModel):
+class AlexNetBlock(AlexNetStem, GradientCheckpointingLayer):
+    """A block behind the first, which reentrant checkpointing cannot recompute: images have no gradient."""
+
+
+class SplitAlexNet(InputConvolution, PreTrainedModel):
     """AlexNet in its one-column form (Krizhevsky, 2014) up to its last linear layer; its blocks are the convolutions.
 
     `feature_size` is the width of what `upper` returns.
@@ -42,7 +49,12 @@ class SplitAlexNet(PreTrainedModel):
     base_model_prefix = "alexnet"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["AlexNetBlock"]  # noqa: RUF012  (read by the base class as it stands)
+    # The base class reads these attributes as they stand.
+    _no_split_modules = ["AlexNetStem", "AlexNetBlock"]  # noqa: RUF012
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": OutputRecorder(AlexNetStem, capture_initial_hidden_state=False)
+    }
+    input_convolution = "blocks.0.convolution"
 
     def __init__(self, config: AlexNetConfig) -> None:
         super().__init__(config)
@@ -53,7 +65,8 @@ class SplitAlexNet(PreTrainedModel):
             *(nn.Conv2d(widths[i], widths[i + 1], 3, padding=1) for i in (2, 3, 4)),
         ]
         self.blocks = nn.ModuleList(
-            AlexNetBlock(convolution, pooled=i in POOLED_BLOCKS) for i, convolution in enumerate(convolutions)
+            (AlexNetBlock if i > 0 else AlexNetStem)(convolution, pooled=i in POOLED_BLOCKS)
+            for i, convolution in enumerate(convolutions)
         )
         self.pool = nn.AdaptiveAvgPool2d(config.pooled_size)
         self.fc6 = nn.Linear(widths[-1] * config.pooled_size**2, config.hidden_size)
@@ -79,11 +92,18 @@ class SplitAlexNet(PreTrainedModel):
         return hidden_states
 
 
-class SplitResNet(ResNetModel):
+class SplitResNet(InputConvolution, ResNetModel):
     """transformers' ResNet; its blocks are the embedder and the stages.
 
     `feature_size` is the width of what `upper` returns.
     """
+
+    _can_record_outputs = {  # noqa: RUF012  (read by the base class as it stands)
+        "hidden_states": [
+            OutputRecorder(block, capture_initial_hidden_state=False) for block in (ResNetEmbeddings, ResNetStage)
+        ]
+    }
+    input_convolution = "embedder.embedder.convolution"
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -98,11 +118,13 @@ class SplitResNet(ResNetModel):
         return self.pooler(_run([self.embedder, *self.encoder.stages][depth:], features)).flatten(1)
 
 
-class SplitViT(ViTModel):
+class SplitViT(InputConvolution, ViTModel):
     """transformers' ViT without its pooler; its blocks are the layers, the embeddings belong to `lower`.
 
     `feature_size` is the width of what `upper` returns.
     """
+
+    input_convolution = "embeddings.patch_embeddings.projection"
 
     def __init__(self, config: Any) -> None:
         super().__init__(config, add_pooling_layer=False)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,15 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
 
 from ..quantizers import build_quantizer
 from ..quantizers.codebook import Codebook
+from ..sharing import PushedWithCard
 from .configuration_vq_tokenizer import VQTokenizerConfig
+from .pretrained import InputConvolution, float_state
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 CHARBONNIER_EPSILON = 1e-3
@@ -59,6 +64,9 @@ class VQTokenizerOutput(ModelOutput):
         codes: `(B, *grid)` int64.
         perplexity: scalar, of this batch.
         active_fraction: scalar, share of the codes that this batch uses.
+        hidden_states: if asked for, tensors `(B, C, *sides)`: the input of the encoder's first residual block, and the
+            outputs of all residual and attention blocks of encoder and decoder.
+        attentions: if asked for and attention is `"eager"`, the maps `(B, 1, tokens, tokens)` of all attention blocks.
     """
 
     loss: torch.Tensor | None = None
@@ -70,6 +78,8 @@ class VQTokenizerOutput(ModelOutput):
     codes: torch.Tensor | None = None
     perplexity: torch.Tensor | None = None
     active_fraction: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class VQTokenizerResidualBlock(GradientCheckpointingLayer):
@@ -126,6 +136,44 @@ ENCODER_BLOCKS: dict[str, type[nn.Module]] = {
 }
 
 
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of `(B, heads, N, C)` step by step, for `attn_implementation="eager"`.
+
+    Returns:
+        `(B, N, heads, C)` and the maps `(B, heads, N, N)`.
+    """
+    maps = (scaling * query @ key.transpose(-2, -1)).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (maps @ value).transpose(1, 2), maps
+
+
+class VQTokenizerAttention(nn.Module):
+    """The attention that `attn_implementation` names; a module of its own, so that its maps can be recorded."""
+
+    is_causal = False
+
+    def __init__(self, config: VQTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        implementation = self.config._attn_implementation
+        if implementation == "sdpa":  # transformers' own asks for the number of tokens, which exports leave free
+            return F.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        attended, maps = attend(self, query, key, value, None, scaling=query.shape[-1] ** -0.5)
+        return attended, maps
+
+
 class VQTokenizerAttentionBlock(GradientCheckpointingLayer):
     """Single-head self-attention over all positions, with a residual connection."""
 
@@ -133,12 +181,14 @@ class VQTokenizerAttentionBlock(GradientCheckpointingLayer):
         super().__init__()
         self.norm = _group_norm(config, channels)
         self.to_qkv = nn.Linear(channels, 3 * channels)
+        self.attention = VQTokenizerAttention(config)
         self.to_out = nn.Linear(channels, channels)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         tokens = self.norm(hidden_states).flatten(2).transpose(1, 2)
         query, key, value = self.to_qkv(tokens).unsqueeze(1).chunk(3, dim=-1)
-        attended = self.to_out(F.scaled_dot_product_attention(query, key, value).squeeze(1))
+        attended, _ = self.attention(query, key, value)
+        attended = self.to_out(attended.squeeze(2))
         return hidden_states + attended.transpose(1, 2).reshape(hidden_states.shape)
 
 
@@ -308,25 +358,37 @@ class VQTokenizerDecoder(nn.Module):
         return self.conv_out(self.act_out(self.norm_out(hidden_states)))
 
 
-class VQTokenizer(PreTrainedModel):
+class VQTokenizer(PushedWithCard, InputConvolution, PreTrainedModel):
     """Turns images or volumes into a grid of discrete codes and back.
 
     The 2D and the 3D tokenizer of Corona-Figueroa et al., 2023 are this class with `spatial_dims` 2 and 3; the
-    quantizer is that of Huh et al., 2023. See `VQTokenizerConfig`.
+    quantizer is that of Huh et al., 2023. See `VQTokenizerConfig`. Loaded in half precision, the codes and their
+    averages stay in float32.
     """
 
     config_class = VQTokenizerConfig
     base_model_prefix = "vq_tokenizer"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    # The base class reads this attribute as it stands.
-    _no_split_modules = ["VQTokenizerResidualBlock", "VQTokenizerDepthwiseBlock", "VQTokenizerAttentionBlock"]  # noqa: RUF012
+    _supports_sdpa = True
+    # The base class reads these attributes as they stand.
+    _no_split_modules = [  # noqa: RUF012
+        "VQTokenizerResidualBlock",
+        "VQTokenizerDepthwiseBlock",
+        "VQTokenizerAttentionBlock",
+    ]
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": GradientCheckpointingLayer,
+        "attentions": VQTokenizerAttention,
+    }
 
     def __init__(self, config: VQTokenizerConfig) -> None:
         super().__init__(config)
         self.encoder = VQTokenizerEncoder(config)
         self.quantizer = build_quantizer(config.quantizer_config)
         self.decoder = VQTokenizerDecoder(config)
+        self.input_convolution = "encoder.blocks.0.conv" if config.stem_stride > 1 else "encoder.blocks.0"
+        self._keep_in_fp32_modules_strict = float_state(self.quantizer, "quantizer")
         self.post_init()
 
     @torch.no_grad()
@@ -403,7 +465,7 @@ class VQTokenizer(PreTrainedModel):
         Raises:
             ValueError: if a code is out of range.
         """
-        return self.quantizer.decode(codes).flatten(2).transpose(1, 2)
+        return self.quantizer.decode(codes).flatten(2).transpose(1, 2).to(self.dtype)
 
     @apply_forward_hook
     def decode(
@@ -435,13 +497,21 @@ class VQTokenizer(PreTrainedModel):
         distance = DISTANCES[self.config.reconstruction_loss]
         return distance(sample.float(), pixel_values.float())
 
+    @capture_outputs
     def forward(
-        self, pixel_values: torch.Tensor, return_dict: bool | None = None
+        self,
+        pixel_values: torch.Tensor,
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
     ) -> VQTokenizerOutput | tuple[torch.Tensor, ...]:
         """Encodes, quantises and decodes, with all parts of the training loss.
 
         Args:
             pixel_values: `(B, in_channels, *spatial)`, each side a multiple of `config.downsampling_factor`.
+            output_hidden_states: `True` for `hidden_states`, or indices of those that are wanted.
+            output_attentions: `True` for `attentions`.
             return_dict: `False` for a plain tuple.
 
         Returns:
@@ -453,7 +523,7 @@ class VQTokenizer(PreTrainedModel):
         quantized = self.quantizer(self.encode_latents(pixel_values))
         sample = self.decoder(quantized.quantized)
         reconstruction_loss = self.reconstruction_loss(sample, pixel_values)
-        output = VQTokenizerOutput(
+        return VQTokenizerOutput(
             loss=reconstruction_loss + quantized.loss,
             reconstruction_loss=reconstruction_loss,
             quantizer_loss=quantized.loss,
@@ -464,7 +534,6 @@ class VQTokenizer(PreTrainedModel):
             perplexity=quantized.perplexity,
             active_fraction=quantized.active_fraction,
         )
-        return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict

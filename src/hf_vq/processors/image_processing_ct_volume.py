@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+from ..sharing import PushedWithCard
 from .fields import interval
 from .geometry import (
     VolumeGeometry,
@@ -37,7 +38,7 @@ class CTVolumeProcessorKwargs(TypedDict, total=False):
     output_range: list[float]
 
 
-class CTVolumeProcessor(BaseImageProcessor):
+class CTVolumeProcessor(PushedWithCard, BaseImageProcessor):
     """Brings CT scans onto one axis-aligned RAS+ grid and one intensity range, and brings model output back.
 
     The model grid lies about the centre of the scan's field of view. `spacing` and `size` both given: voxels of that

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.nn import functional
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+from ..sharing import PushedWithCard
 from .dicom_radiographs import is_dicom, is_real_radiograph, read_radiograph
 from .fields import interval, one_line
 
@@ -32,7 +33,7 @@ class XrayImageProcessorKwargs(TypedDict, total=False):
     views_rendered: bool
 
 
-class XrayImageProcessor(BaseImageProcessor):
+class XrayImageProcessor(PushedWithCard, BaseImageProcessor):
     """Brings X-ray images to one size and one intensity range; a file's full scale is kept, never stretched.
 
     Args:
@@ -65,8 +66,8 @@ class XrayImageProcessor(BaseImageProcessor):
 
         Args:
             images: path of an image file or of a DICOM radiograph (CR, DX), PIL image (L, 16-bit, I with 0 ... 65535,
-                F in [0, 1], RGB with three equal channels), array or tensor (rows, columns) of uint8, uint16 or float
-                in [0, 1], or a list of these.
+                F in [0, 1], RGB with three equal channels), array or tensor (rows, columns), which an axis of length 1
+                may precede or follow, of uint8, uint16 or float in [0, 1], or a list of these.
             return_tensors: "pt" or "np".
             **kwargs: none is known; a misspelt argument is an error.
 
@@ -173,9 +174,9 @@ def _from_pil(image: Image.Image, name: str) -> npt.NDArray[np.float32]:
 
 
 def _from_array(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
-    """An array of a known type and range in [0, 1]."""
-    if array.ndim == 3 and array.shape[0] == 1:
-        array = array[0]
+    """An array of a known type and range in [0, 1]; an axis for its one channel may stand first or last."""
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(
             f"{name}: found an array of shape {array.shape}, expected (rows, columns); pass one grey image"
