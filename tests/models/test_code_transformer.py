@@ -134,7 +134,7 @@ def test_axial_positions_are_shared_between_volume_and_views():
     model = make(code_grid=(4, 5, 6), context_grid=(4, 6), view_axes={"frontal": ("inferior", "left")})
     volume = model.positions(("superior", "anterior", "right"), (4, 5, 6)).view(4, 5, 6, -1)
     view = model.positions(("inferior", "left"), (4, 6)).view(4, 6, -1)
-    anterior = model.positions.tables["anterior"]
+    anterior = model.positions.tables("anterior")
     for d, h, w in itertools.product(range(4), range(5), range(6)):
         # row 0 of a view is the top and its column 0 the patient's right; the volume's indices grow the other way
         torch.testing.assert_close(volume[d, h, w], view[3 - d, 5 - w] + anterior[h])
@@ -142,7 +142,7 @@ def test_axial_positions_are_shared_between_volume_and_views():
 
 def test_axial_positions_of_a_finer_view_interpolate():
     model = make(code_grid=(4, 4, 4), context_grid=(8, 8))
-    for table in model.positions.tables.values():  # linear along the axis, so interpolation inside must be exact
+    for table in model.positions.tables.parameters():  # linear along the axis, so interpolation inside must be exact
         table.data = torch.arange(4.0)[:, None] * torch.randn(16)
     coarse = model.positions(("inferior", "left"), (4, 4)).view(4, 4, -1)
     fine = model.positions(("inferior", "left"), (8, 8)).view(8, 8, -1)
@@ -374,7 +374,7 @@ def test_a_model_without_views_or_classes(grid, position_embedding, context_atte
 def test_image_grids_have_axes_of_their_own():
     model = make_for_images(code_grid=(3, 4))
     assert tuple(model.config.volume_axes) == ("rows", "columns")
-    rows, columns = (model.positions.tables[axis] for axis in ("rows", "columns"))
+    rows, columns = (model.positions.tables(axis) for axis in ("rows", "columns"))
     positions = model.positions(("rows", "columns"), (3, 4)).view(3, 4, -1)
     torch.testing.assert_close(positions, rows[:, None] + columns)
 
@@ -401,6 +401,13 @@ def test_a_model_with_labels_compiles_into_one_graph():
     for labels in (torch.tensor([1, -1]), None):
         expected = model(codes, class_labels=labels).sample
         torch.testing.assert_close(compiled(codes, class_labels=labels).sample, expected)
+
+
+def test_blocks_compile_by_themselves():
+    model, codes = make_for_images(), image_codes()
+    expected = model(codes).sample
+    model.compile_repeated_blocks(backend="eager", fullgraph=True)
+    torch.testing.assert_close(model(codes).sample, expected)
 
 
 def test_a_model_with_missing_views_compiles_into_one_graph():

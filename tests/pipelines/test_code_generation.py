@@ -167,8 +167,8 @@ def test_callback_sees_every_step_and_may_change_the_codes():
     pipe, seen = make(), []
 
     def callback(pipeline, step, timestep, tensors):
-        seen.append((step, int((tensors["codes"] == 11).sum())))
-        return {"codes": torch.where(tensors["codes"] == 11, 11, 0)}
+        seen.append((step, int((tensors["latents"] == 11).sum())))
+        return {"latents": torch.where(tensors["latents"] == 11, 11, 0)}
 
     codes = codes_of(pipe, [0, 1], callback_on_step_end=callback)
     assert [step for step, _ in seen] == list(range(4))
@@ -177,7 +177,38 @@ def test_callback_sees_every_step_and_may_change_the_codes():
     assert bool((codes == 0).all())
 
 
-@pytest.mark.parametrize(("asked", "given"), [(None, ["codes"]), (["codes"], ["codes"]), ([], [])])
+def test_a_callback_may_change_the_guidance():
+    pipe, seen = make(), []
+    step = pipe.scheduler.step
+
+    def record(logits, timestep, codes, **arguments):
+        seen.append((logits, codes))
+        return step(logits, timestep, codes, **arguments)
+
+    def callback(pipeline, index, timestep, tensors):
+        assert pipeline.guidance_scale == (1 if index == 0 else 3)
+        pipeline._guidance_scale = 3.0
+        return tensors
+
+    pipe.scheduler.step = record
+    codes_of(pipe, [0, 1], num_inference_steps=2, callback_on_step_end=callback)
+    for (logits, codes), scale in zip(seen, (1, 3), strict=True):
+        labelled, without = (
+            pipe.transformer(codes, class_labels=torch.tensor(ids)).sample for ids in ([0, 1], [-1, -1])
+        )
+        torch.testing.assert_close(logits, without + scale * (labelled - without))
+
+
+def test_a_callback_cannot_guide_a_model_that_never_saw_images_without_a_label():
+    def callback(pipeline, step, timestep, tensors):
+        pipeline._guidance_scale = 3.0
+        return tensors
+
+    with pytest.raises(ValueError, match="label_dropout=0"):
+        codes_of(make(label_dropout=0.0), 0, callback_on_step_end=callback)
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, ["latents"]), (["latents"], ["latents"]), ([], [])])
 def test_the_callback_gets_the_tensors_asked_for(asked, given):
     seen = []
 

@@ -70,8 +70,8 @@ def test_the_network_is_not_asked_for_a_step_that_changes_nothing(sampling):
     calls, before = calls_of(pipe), torch.full((1, 12), NUM_CODES)
 
     def callback(pipeline, step, timestep, tensors):
-        changes.append(not torch.equal(tensors["codes"], before))
-        before.copy_(tensors["codes"])
+        changes.append(not torch.equal(tensors["latents"], before))
+        before.copy_(tensors["latents"])
         return tensors
 
     codes_of(pipe, num_inference_steps=512, callback_on_step_end=callback)
@@ -102,7 +102,7 @@ def test_codes_that_a_callback_masks_again_are_settled():
     pipe = make()
 
     def callback(pipeline, step, timestep, tensors):
-        return {"codes": tensors["codes"].masked_fill(torch.tensor(step < 3), NUM_CODES)}
+        return {"latents": tensors["latents"].masked_fill(torch.tensor(step < 3), NUM_CODES)}
 
     assert bool((codes_of(pipe, num_inference_steps=4, callback_on_step_end=callback) < NUM_CODES).all())
 
@@ -132,7 +132,7 @@ def test_a_causal_model_settles_its_codes_one_by_one_in_its_order():
     pipe, seen = make(scheduler, causal=True, code_order=ORDER), [torch.full((2, *GRID), NUM_CODES).flatten(1)]
 
     def callback(pipeline, step, timestep, tensors):
-        seen.append(tensors["codes"].clone())
+        seen.append(tensors["latents"].clone())
         return tensors
 
     codes_of(pipe, batch_size=2, num_inference_steps=12, callback_on_step_end=callback)

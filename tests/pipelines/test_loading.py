@@ -9,16 +9,16 @@ from hf_vq.pipelines import open_pipeline
 
 
 @pytest.mark.parametrize(
-    ("wanted", "found", "script"),
+    ("wanted", "found", "advice"),
     [
-        (CodeGenerationPipeline, "ViewsToVolumePipeline", "use generate.py for it"),
-        (ViewsToVolumePipeline, "CodeGenerationPipeline", "use generate_images.py for it"),
+        (CodeGenerationPipeline, "ViewsToVolumePipeline", "use `hf-vq generate` for it"),
+        (ViewsToVolumePipeline, "CodeGenerationPipeline", "use `hf-vq generate-images` for it"),
         (ViewsToVolumePipeline, "DDPMPipeline", "choose another one"),
     ],
 )
-def test_a_pipeline_of_another_kind_is_told_apart(tmp_path, wanted, found, script):
+def test_a_pipeline_of_another_kind_is_told_apart(tmp_path, wanted, found, advice):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": found, "_diffusers_version": "0.42.1"}))
-    with pytest.raises(ValueError, match=f"found a {found}, expected a {wanted.__name__}; {script}"):
+    with pytest.raises(ValueError, match=f"found a {found}, expected a {wanted.__name__}; {advice}"):
         open_pipeline(tmp_path, wanted)
 
 

@@ -411,11 +411,46 @@ def test_amused_scheduler_takes_its_place():
     assert bool((codes < 11).all())
 
 
+@pytest.mark.parametrize("dropout", [{}, {"view_dropout": 0.1, "context_dropout": 0.1}])
+def test_views_may_come_as_one_dict_for_each_subject(dropout):
+    pipe, by_name = make(**dropout), views(3)
+    by_subject = [dict(zip(by_name, images, strict=True)) for images in zip(*by_name.values(), strict=True)]
+    if dropout:
+        by_name["lateral"][1] = by_subject[1]["lateral"] = None
+        by_name["frontal"][2] = by_name["lateral"][2] = None
+        by_subject[2] = {}
+    assert torch.equal(first_logits(pipe, by_subject), first_logits(pipe, by_name))
+
+
+@pytest.mark.parametrize("scales", [(1.0, 3.0), (3.0, 1.0)])
+def test_a_callback_may_change_the_guidance(scales):
+    pipe, given, before, after = make(context_dropout=0.1), views(), [], []
+    step = pipe.scheduler.step
+
+    def record(logits, timestep, codes, **arguments):
+        before.append(codes)
+        after.append(logits)
+        return step(logits, timestep, codes, **arguments)
+
+    def callback(pipeline, index, timestep, tensors):
+        assert pipeline.guidance_scale == scales[min(index, 1)]
+        pipeline._guidance_scale = scales[1]
+        return tensors
+
+    pipe.scheduler.step = record
+    arguments = {"generator": generator(), "output_type": "latent", "callback_on_step_end": callback}
+    pipe(given, num_inference_steps=2, guidance_scale=scales[0], **arguments)
+    context = pipe.encode_views(given)
+    for codes, logits, scale in zip(before, after, scales, strict=True):
+        shown, hidden = pipe.transformer(codes, context=context).sample, pipe.transformer(codes).sample
+        torch.testing.assert_close(logits, hidden + scale * (shown - hidden), atol=1e-4, rtol=1e-4)
+
+
 def test_callback_sees_every_step():
     pipe, seen = make(), []
 
     def callback(pipeline, step, timestep, tensors):
-        seen.append((step, int((tensors["codes"] == 11).sum())))
+        seen.append((step, int((tensors["latents"] == 11).sum())))
         return tensors
 
     pipe(views(), num_inference_steps=6, generator=generator(), callback_on_step_end=callback)
@@ -477,6 +512,8 @@ def test_parts_load_through_the_auto_classes(tmp_path):
         ({"views": {"frontal": views(2)["frontal"], "lateral": views(1)["lateral"]}}, "same number of images"),
         ({"views": {"frontal": [], "lateral": []}}, "at least one"),
         ({"views": views()["frontal"]}, "dict of images"),
+        ({"views": []}, "at least one"),
+        ({"views": [{"oblique": views()["frontal"][0]}]}, r"unknown: \['oblique'\]"),
         ({"output_type": "dicom"}, "output_type='dicom'"),
         ({"num_volumes_per_prompt": 0}, "num_volumes_per_prompt"),
         ({"num_inference_steps": 0}, "num_inference_steps"),

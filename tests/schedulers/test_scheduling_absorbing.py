@@ -219,6 +219,19 @@ def test_config_survives_saving(tmp_path):
     AbsorbingScheduler(**fields).save_pretrained(tmp_path)
     loaded = AbsorbingScheduler.from_pretrained(tmp_path)
     assert {name: loaded.config[name] for name in fields} == fields
+    assert loaded.compatibles == [AbsorbingScheduler]
+
+
+def test_a_loaded_config_holds_nothing_else_than_the_saved_one(tmp_path):
+    scheduler = AbsorbingScheduler(MASK, "cosine", sampling="halton")
+    scheduler.save_pretrained(tmp_path)
+    loaded = dict(AbsorbingScheduler.from_pretrained(tmp_path).config)
+    assert loaded == {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
+
+
+def test_a_start_of_masks_may_be_multiplied_by_the_deviation_of_the_noise():
+    masks = torch.full((2, 3), MASK)
+    assert torch.equal(masks * AbsorbingScheduler(MASK).init_noise_sigma, masks)
 
 
 def test_another_sampler_takes_over_a_config():

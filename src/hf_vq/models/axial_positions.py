@@ -1,7 +1,7 @@
 """Position vectors of code grids, from one learned table per axis."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import torch
@@ -13,6 +13,25 @@ OPPOSITE_DIRECTIONS = {"inferior": "superior", "posterior": "anterior", "left": 
 DIRECTIONS = (*OPPOSITE_DIRECTIONS.values(), *OPPOSITE_DIRECTIONS)
 DEFAULT_VOLUME_AXES = ("superior", "anterior", "right")
 IMAGE_AXES = ("rows", "columns")
+
+
+class AxisTables(nn.Module):
+    """The tables of `AxialPositions`, read by a call: that is what offloading waits for to bring the weights.
+
+    Args:
+        tables: for each axis `(side, hidden)`.
+    """
+
+    def __init__(self, tables: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        # in the order that optimizer states of older checkpoints count them in
+        for axis, table in sorted(tables.items()):
+            self.register_parameter(axis, table)
+
+    def forward(self, axis: str) -> torch.Tensor:
+        """`(side, hidden)`, the table of an axis."""
+        table: torch.Tensor = getattr(self, axis)
+        return table.view_as(table)  # group offloading exchanges the parameter's own data when this call is over
 
 
 class AxialPositions(nn.Module):
@@ -31,7 +50,7 @@ class AxialPositions(nn.Module):
     def __init__(self, grid: Sequence[int], axes: Sequence[str], hidden_size: int) -> None:
         super().__init__()
         self.axes = tuple(axes)
-        self.tables = nn.ParameterDict(
+        self.tables = AxisTables(
             {
                 axis_of(axis): nn.Parameter(torch.randn(side, hidden_size) / math.sqrt(len(grid)))
                 for axis, side in zip(axes, grid, strict=True)
@@ -47,7 +66,7 @@ class AxialPositions(nn.Module):
         return reduce(torch.add, parts).flatten(0, -2)
 
     def _along(self, axis: str, side: int) -> torch.Tensor:
-        table = self.tables[axis_of(axis)]
+        table = self.tables(axis_of(axis))
         same_direction = axis in self.axes
         if side != table.shape[0]:
             table = F.interpolate(table.T[None], size=side, mode="linear", align_corners=False)[0].T

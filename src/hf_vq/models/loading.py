@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..files import looks_like_path
+from ..hub_access import loading
 from .configuration_vq_tokenizer import VQTokenizerConfig
 from .modeling_vq_tokenizer import VQTokenizer
 
@@ -16,7 +17,10 @@ LOG_FILE = "logs.jsonl"
 
 
 def load_tokenizer(
-    path: str | Path, spatial_dims: int | None = None, device: torch.device | str | None = None
+    path: str | Path,
+    spatial_dims: int | None = None,
+    device: torch.device | str | None = None,
+    revision: str | None = None,
 ) -> VQTokenizer:
     """A trained tokenizer in eval mode, refused unless it is what was asked for.
 
@@ -26,17 +30,19 @@ def load_tokenizer(
         path: folder or Hub id.
         spatial_dims: 2 or 3; either when absent.
         device: where to put it.
+        revision: branch, tag or commit of a Hub id.
 
     Raises:
         ValueError: if there is none, it is another model type, has the other dimension, or lacks weights.
     """
-    model_type = read_config(path).get("model_type")
+    model_type = read_config(path, revision).get("model_type")
     if model_type != VQTokenizerConfig.model_type:
         raise ValueError(
             f"{path} holds a model of type {model_type!r}; expected a VQTokenizer "
             f"({VQTokenizerConfig.model_type!r}), as train_tokenizer.py writes it"
         )
-    tokenizer, info = VQTokenizer.from_pretrained(path, output_loading_info=True)
+    with loading(path, revision):
+        tokenizer, info = VQTokenizer.from_pretrained(path, revision=revision, output_loading_info=True)
     if info["missing_keys"] or info["mismatched_keys"]:
         raise ValueError(
             f"{path} lacks weights of its model: {sorted(info['missing_keys'])[:3]} ...; train or copy it again"
@@ -49,20 +55,27 @@ def load_tokenizer(
     return tokenizer.to(device).eval()
 
 
-def read_config(source: str | Path) -> dict[str, Any]:
+def read_config(source: str | Path, revision: str | None = None) -> dict[str, Any]:
     """The config of a saved model as it stands in its file.
 
     Args:
         source: folder or Hub id.
+        revision: branch, tag or commit of a Hub id.
 
     Raises:
         ValueError: if there is no such model.
     """
     check_folder(source, MODEL_FILE)
     try:
-        config: dict[str, Any] = PreTrainedConfig.get_config_dict(str(source))[0]
-    except (OSError, ValueError) as error:
-        raise not_found(source, error) from error
+        with loading(source, revision):
+            config: dict[str, Any] = PreTrainedConfig.get_config_dict(str(source), revision=revision)[0]
+    except OSError as error:
+        raise ValueError(f"{source}: found no JSON in {MODEL_FILE} ({error}); copy or save it again") from error
+    if not config:
+        raise ValueError(
+            f"{source}: found a repository without {MODEL_FILE}, expected a single model; it may hold a whole "
+            "pipeline, or nothing yet"
+        )
     return config
 
 
@@ -88,12 +101,6 @@ def check_folder(source: str | Path, marker: str) -> None:
             f"{source}: found no such folder, expected one with {marker}; and it is not sought on the Hub, because it "
             "looks like a path. Check the path."
         )
-
-
-def not_found(source: str | Path, error: Exception) -> ValueError:
-    """The error for a name that is neither a folder nor, for the reason that `error` gives, to be had from the Hub."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ValueError(f"{source}: found neither such a folder nor such a name on the Hub ({reason}); check it")
 
 
 def _what_it_is(folder: Path) -> str:

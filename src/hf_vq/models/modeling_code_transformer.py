@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from ..sharing import PushedWithCard
 from .axial_positions import DEFAULT_VOLUME_AXES, DIRECTIONS, IMAGE_AXES, AxialPositions, AxialRotation, axis_of, rotate
 
 DEFAULT_VIEW_AXES = {"frontal": ("inferior", "left"), "lateral": ("inferior", "posterior")}
@@ -92,7 +94,7 @@ class CodeTransformerBlock(nn.Module):
         return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
-class CodeTransformer(ModelMixin, ConfigMixin):
+class CodeTransformer(PushedWithCard, ModelMixin, ConfigMixin):
     r"""Predicts the masked codes of a volume or an image from its settled codes, its views and its class.
 
     The denoising network of absorbing discrete diffusion (Bond-Taylor et al., 2022; Corona-Figueroa et al., 2023).
@@ -136,7 +138,9 @@ class CodeTransformer(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["CodeTransformerBlock"]  # noqa: RUF012  (read by the base class as it stands)
+    # The base class reads these as they stand.
+    _no_split_modules = ["CodeTransformerBlock"]  # noqa: RUF012
+    _repeated_blocks = ["CodeTransformerBlock"]  # noqa: RUF012
     config_name = "config.json"
 
     @register_to_config
@@ -321,6 +325,15 @@ class CodeTransformer(ModelMixin, ConfigMixin):
                 "depend on the codes. Pass `context` to forward instead."
             )
         self._check_has_views()
+        hook = _group_offloading_hook(self)
+        if hook is None:
+            return self._encode_context(context, view_ids, view_mask)
+        hook.pre_forward(self)
+        return hook.post_forward(self, self._encode_context(context, view_ids, view_mask))
+
+    def _encode_context(
+        self, context: torch.Tensor, view_ids: torch.Tensor | None, view_mask: torch.Tensor | None
+    ) -> list[KeyValue]:
         hidden_states, key_values = self._embed_context(context, view_ids), []
         shown = self._shown_tokens(view_mask, hidden_states, hidden_states.shape[1])
         if shown is not None:
@@ -365,7 +378,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         self._check_condition(context, context_key_values, view_mask)
         hidden_states = self._drop(self._embed_codes(sample) + self._embed_labels(class_labels, sample))
         if context is not None and self.config.context_attention == "prefix":
-            context_key_values = self.encode_context(context, view_ids, view_mask)
+            context_key_values = self._encode_context(context, view_ids, view_mask)
         elif context is not None:
             hidden_states = torch.cat((self._embed_context(context, view_ids), hidden_states), dim=1)
         angles = self._code_angles(sample.device)
@@ -418,10 +431,10 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         """`(B, V * context_tokens)` bool of a view mask, on the device of the tokens."""
         if view_mask is None:
             return None
-        if view_mask.ndim != 2 or len(view_mask) != len(hidden_states) or view_mask.dtype != torch.bool:
+        batch_size = hidden_states.shape[0]
+        if view_mask.ndim != 2 or view_mask.shape[0] != batch_size or view_mask.dtype != torch.bool:
             raise ValueError(
-                f"view_mask must be (B, V) booleans with B={len(hidden_states)}; got {view_mask.dtype} "
-                f"{tuple(view_mask.shape)}"
+                f"view_mask must be (B, V) booleans with B={batch_size}; got {view_mask.dtype} {tuple(view_mask.shape)}"
             )
         tokens_per_view = math.prod(self.config.context_grid)
         if view_mask.shape[1] * tokens_per_view != num_view_tokens:
@@ -474,7 +487,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
 
     def _embed_labels(self, class_labels: torch.Tensor | None, sample: torch.Tensor) -> torch.Tensor | float:
         """`(B, 1, hidden)`, or nothing to add for a model without classes."""
-        num_classes, batch_size = self.config.num_classes, len(sample)
+        num_classes, batch_size = self.config.num_classes, sample.shape[0]  # len() would fix it in an exported graph
         if num_classes is None:
             if class_labels is not None:
                 raise ValueError("class_labels are given to a model without classes; leave them out or set num_classes")
@@ -521,19 +534,25 @@ class CodeTransformer(ModelMixin, ConfigMixin):
             view_ids = torch.arange(context.shape[1], device=context.device).expand(context.shape[:2])
         if view_ids.shape != context.shape[:2]:
             raise ValueError(f"view_ids must be (B, V) = {tuple(context.shape[:2])}; got {tuple(view_ids.shape)}")
-        tokens = self.context_projection(context) + self._view_positions()[view_ids]
+        tokens = self.context_projection(context) + self._view_positions(view_ids)
         return self._drop(tokens.flatten(1, 2))
 
-    def _view_positions(self) -> torch.Tensor:
-        """`(views, context_tokens, hidden)`."""
+    def _view_positions(self, view_ids: torch.Tensor) -> torch.Tensor:
+        """`(B, V, context_tokens, hidden)`."""
         if self.config.position_embedding == "learned":
-            return self.position_table[: -self._num_code_tokens].unflatten(0, (len(self.view_names), -1))
+            return self.position_table[: -self._num_code_tokens].unflatten(0, (len(self.view_names), -1))[view_ids]
         axes = [self.config.view_axes[name] for name in self.view_names]
         grids = [self.positions(directions, self.config.context_grid) for directions in axes]
-        return torch.stack(grids) + self.view_embedding.weight[:, None]
+        return torch.stack(grids)[view_ids] + self.view_embedding(view_ids)[:, :, None]
 
     def _drop(self, tokens: torch.Tensor) -> torch.Tensor:
         return F.dropout(tokens, self.config.dropout, self.training)
+
+
+def _group_offloading_hook(model: nn.Module) -> Any:
+    """What brings the weights of a model for its `forward` alone where diffusers' group offloading is on."""
+    hooks = getattr(model, "_diffusers_hook", None)
+    return None if hooks is None else hooks.get_hook("group_offloading")
 
 
 def _some_out_of_range(class_labels: torch.Tensor, num_classes: int) -> bool:
@@ -546,7 +565,7 @@ def _some_out_of_range(class_labels: torch.Tensor, num_classes: int) -> bool:
 def _joined_angles(of_views: torch.Tensor | None, of_codes: torch.Tensor | None) -> torch.Tensor | None:
     if of_views is None or of_codes is None:
         return None
-    return torch.cat((of_views, of_codes.expand(len(of_views), -1, -1, -1)), dim=2)
+    return torch.cat((of_views, of_codes.expand(of_views.shape[0], -1, -1, -1)), dim=2)
 
 
 def _mean_and_scale(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,19 +9,26 @@ from diffusers import AmusedScheduler, DiffusionPipeline
 
 from ..models import CodeTransformer, VQTokenizer
 from ..schedulers import AbsorbingScheduler
+from ..sharing import PushedWithCard
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
-class CodeSamplingPipeline(DiffusionPipeline):
+class CodeSamplingPipeline(PushedWithCard, DiffusionPipeline):
     """Base of the pipelines whose `transformer` predicts masked codes and whose `scheduler` settles them step by step.
 
     A subclass registers both components and calls `sample_codes` from its `__call__`.
     """
 
-    _callback_tensor_inputs = ("codes",)
+    _callback_tensor_inputs = ("latents",)
+    _guidance_scale = 1.0
     _num_timesteps = 0
     _num_network_evaluations = 0
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance of the last call, or of the step to come: a callback may set `_guidance_scale` anew."""
+        return self._guidance_scale
 
     @property
     def num_timesteps(self) -> int:
@@ -87,8 +94,8 @@ class CodeSamplingPipeline(DiffusionPipeline):
             for step, timestep in enumerate(self.scheduler.timesteps):
                 codes = self._settle(codes, timestep, predict_logits, step_arguments)
                 if callback_on_step_end is not None:
-                    tensors = {name: value for name, value in {"codes": codes}.items() if name in names}
-                    codes = callback_on_step_end(self, step, timestep, tensors).pop("codes", codes)
+                    tensors = {name: value for name, value in {"latents": codes}.items() if name in names}
+                    codes = callback_on_step_end(self, step, timestep, tensors).pop("latents", codes)
                 progress_bar.update()
         return codes.view(-1, *self.transformer.config.code_grid)
 

@@ -1,6 +1,6 @@
 """The views that a call is given: which there are, of which subjects, and whether the model can do without the rest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,15 @@ class GivenViews:
 
 
 def read_views(
-    views: Mapping[str, Any], transformer: CodeTransformer, view_processor: XrayImageProcessor
+    views: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    transformer: CodeTransformer,
+    view_processor: XrayImageProcessor,
 ) -> GivenViews:
     """Checks the views and reads their images.
 
     Args:
-        views: for each name an image, or a list with an image or `None` for each subject.
+        views: for each name an image, or a list with an image or `None` for each subject; or for each subject a dict of
+            its images by name, in a list.
         transformer: knows the names and whether views may be missing.
         view_processor: normalises the images.
 
@@ -58,8 +61,14 @@ def read_views(
 
 def _images_by_name(views: Any, known: list[str]) -> dict[str, list[Any]]:
     """Equally long lists of images."""
+    if isinstance(views, list | tuple) and all(isinstance(subject, Mapping) for subject in views):
+        names = dict.fromkeys((*known, *(name for subject in views for name in subject)))
+        views = {name: [subject.get(name) for subject in views] for name in names}
     if not isinstance(views, Mapping):
-        raise ValueError(f"views must be a dict of images by view name, of {known}; got {type(views).__name__}")
+        raise ValueError(
+            f"views must be a dict of images by view name, of {known}, or a list of such dicts, one for each subject; "
+            f"got {type(views).__name__}"
+        )
     unknown = sorted(set(views) - set(known))
     if unknown:
         raise ValueError(f"this model takes the views {known}; unknown: {unknown}")

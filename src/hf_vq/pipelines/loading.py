@@ -6,30 +6,35 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 
-from ..models.loading import PIPELINE_FILE, check_folder, not_found
+from ..hub_access import loading
+from ..models.loading import PIPELINE_FILE, check_folder
 
-# Which script generates with which pipeline.
-SCRIPTS = {"ViewsToVolumePipeline": "generate.py", "CodeGenerationPipeline": "generate_images.py"}
+# Which command generates with which pipeline; the script of the same name does so too.
+COMMANDS = {"ViewsToVolumePipeline": "hf-vq generate", "CodeGenerationPipeline": "hf-vq generate-images"}
 
 
-def open_pipeline(source: str | Path, pipeline_class: Any) -> Any:
+def open_pipeline(source: str | Path, pipeline_class: Any, revision: str | None = None) -> Any:
     """A saved pipeline, refused unless it is what was asked for.
 
     Args:
         source: folder or Hub id.
         pipeline_class: `ViewsToVolumePipeline` or `CodeGenerationPipeline`.
+        revision: branch, tag or commit of a Hub id.
 
     Raises:
         ValueError: if there is none, or one of another class.
     """
     check_folder(source, PIPELINE_FILE)
+    index = Path(source) / PIPELINE_FILE
+    if not index.is_file():
+        with loading(source, revision):
+            index = Path(hf_hub_download(str(source), PIPELINE_FILE, revision=revision))
     try:
-        index = Path(source) / PIPELINE_FILE
-        index = index if index.is_file() else Path(hf_hub_download(str(source), PIPELINE_FILE))
         found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError) as error:
-        raise not_found(source, error) from error
+    except ValueError as error:
+        raise ValueError(f"{source}: found no JSON in {PIPELINE_FILE} ({error}); copy or save it again") from error
     if found != pipeline_class.__name__:
-        advice = f"use {SCRIPTS[found]} for it" if found in SCRIPTS else "choose another one"
+        advice = f"use `{COMMANDS[found]}` for it" if found in COMMANDS else "choose another one"
         raise ValueError(f"{source}: found a {found}, expected a {pipeline_class.__name__}; {advice}")
-    return pipeline_class.from_pretrained(source)
+    with loading(source, revision):
+        return pipeline_class.from_pretrained(source, revision=revision)

@@ -73,9 +73,9 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
             latents: `(B, *code_grid)` int64 codes to start from, `transformer.mask_token_id` where to generate.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`; see `CodeGenerationPipelineOutput`.
             return_dict: `False` for the tuple `(images, codes)`.
-            callback_on_step_end: called as `callback(pipeline, step, timestep, {"codes": codes})` after each step; may
-                return other codes.
-            callback_on_step_end_tensor_inputs: which tensors the callback gets, a subset of `["codes"]`, which is the
+            callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": codes})` after each step;
+                returns such a dict, perhaps with other codes `(B, N)`. It may change `pipeline._guidance_scale`.
+            callback_on_step_end_tensor_inputs: which tensors the callback gets, a subset of `["latents"]`, which is the
                 default.
 
         Returns:
@@ -86,11 +86,12 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
         """
         self._check_sampling(num_inference_steps, output_type, self._output_types, callback_on_step_end_tensor_inputs)
         labels = self._prompts(class_labels, batch_size, num_images_per_prompt)
-        self._check_guidance(labels, guidance_scale)
+        self._guidance_scale = guidance_scale
+        self._check_guidance(labels)
         codes = self.prepare_latents(len(labels), latents)
         codes = self.sample_codes(
             codes,
-            self._predictor(labels, guidance_scale),
+            self._predictor(labels),
             num_inference_steps,
             self._step_arguments(generator, temperature, top_p),
             callback_on_step_end,
@@ -127,27 +128,30 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
         labels = torch.tensor(numbers, dtype=torch.int64, device=self._execution_device)
         return labels.repeat_interleave(num_images_per_prompt)
 
-    def _check_guidance(self, labels: torch.Tensor, guidance_scale: float) -> None:
-        unlabelled = bool((labels < 0).any())
-        check_guidance_scale(guidance_scale)
-        if guidance_scale != 1 and unlabelled:
-            raise ValueError(f"guidance_scale={guidance_scale} needs a class label for every image; give class_labels")
-        check_label_dropout(self.transformer, guidance_scale != 1 or unlabelled)
+    def _check_guidance(self, labels: torch.Tensor) -> None:
+        unlabelled, is_guided = bool((labels < 0).any()), self.guidance_scale != 1
+        check_guidance_scale(self.guidance_scale)
+        if is_guided and unlabelled:
+            raise ValueError(
+                f"guidance_scale={self.guidance_scale} needs a class label for every image; give class_labels"
+            )
+        check_label_dropout(self.transformer, is_guided or unlabelled)
 
-    def _predictor(self, labels: torch.Tensor, guidance_scale: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _predictor(self, labels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """Function from codes to logits, guided where asked for."""
         transformer = self.transformer
-        if not transformer.config.num_classes:
-            return lambda codes: transformer(codes).sample
-        if guidance_scale == 1:
-            return lambda codes: transformer(codes, class_labels=labels).sample
         both = torch.cat((labels, torch.full_like(labels, -1)))
 
-        def guided(codes: torch.Tensor) -> torch.Tensor:
+        def predict(codes: torch.Tensor) -> torch.Tensor:
+            self._check_guidance(labels)
+            if not transformer.config.num_classes:
+                return transformer(codes).sample
+            if self.guidance_scale == 1:
+                return transformer(codes, class_labels=labels).sample
             with_label, without = transformer(codes.repeat(2, 1), class_labels=both).sample.chunk(2)
-            return guided_logits(with_label, without, guidance_scale)
+            return guided_logits(with_label, without, self.guidance_scale)
 
-        return guided
+        return predict
 
 
 def _check_fit(tokenizer: VQTokenizer, transformer: CodeTransformer, scheduler: AbsorbingScheduler) -> None:

@@ -64,7 +64,7 @@ class ViewsToVolumePipeline(CodeSamplingPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        views: Mapping[str, Any],
+        views: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         num_inference_steps: int = 32,
         num_volumes_per_prompt: int = 1,
         temperature: float = 1.0,
@@ -85,9 +85,10 @@ class ViewsToVolumePipeline(CodeSamplingPipeline):
 
         Args:
             views: for each view, by name and in any order, an image or a list with one image per subject; whatever the
-                view processor takes (path, PIL image, array). A model trained with `view_dropout` does with some of its
-                views: leave out those that nobody has, and put `None` where a subject has none. One trained with
-                `context_dropout` does with no view at all.
+                view processor takes (path, PIL image, array). Or for each subject a dict of its images by view name, in
+                a list. A model trained with `view_dropout` does with some of its views: leave out those that nobody
+                has, and put `None` where a subject has none. One trained with `context_dropout` does with no view at
+                all.
             num_inference_steps: steps, at least 1; each is at most one network evaluation, two with guidance.
             num_volumes_per_prompt: volumes for each subject, at least 1.
             temperature: divides the logits; 0 takes the likeliest codes. (Not used by other schedulers.)
@@ -97,9 +98,9 @@ class ViewsToVolumePipeline(CodeSamplingPipeline):
             output_type: `"nifti"`, `"hu"`, `"pt"` or `"latent"`; see `ViewsToVolumePipelineOutput`.
             return_dict: `False` for the tuple `(volumes, codes)`, followed by what else was asked for in the order of
                 `ViewsToVolumePipelineOutput`.
-            callback_on_step_end: called as `callback(pipeline, step, timestep, {"codes": codes})` after each step; may
-                return other codes.
-            callback_on_step_end_tensor_inputs: which tensors the callback gets, a subset of `["codes"]`, which is the
+            callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": codes})` after each step;
+                returns such a dict, perhaps with other codes `(B, N)`. It may change `pipeline._guidance_scale`.
+            callback_on_step_end_tensor_inputs: which tensors the callback gets, a subset of `["latents"]`, which is the
                 default.
             class_labels: for a model with classes, number or name of a class, or a list with one per subject; -1 or
                 `None` for no label.
@@ -125,10 +126,11 @@ class ViewsToVolumePipeline(CodeSamplingPipeline):
         if select_by_reprojection:
             check_can_be_rendered(given)
         labels = self._labels(class_labels, given.num_subjects, num_volumes_per_prompt)
+        self._guidance_scale = guidance_scale
         codes = self.prepare_latents(given.num_subjects * num_volumes_per_prompt, latents)
         codes = self.sample_codes(
             codes,
-            self._predictor(given, labels, num_volumes_per_prompt, guidance_scale),
+            self._predictor(given, labels, num_volumes_per_prompt),
             num_inference_steps,
             self._step_arguments(generator, temperature, top_p),
             callback_on_step_end,
@@ -138,7 +140,7 @@ class ViewsToVolumePipeline(CodeSamplingPipeline):
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
 
-    def encode_views(self, views: Mapping[str, Any] | GivenViews) -> torch.Tensor:
+    def encode_views(self, views: Mapping[str, Any] | Sequence[Mapping[str, Any]] | GivenViews) -> torch.Tensor:
         """Context of the transformer: embeddings of the views' codes through the effective codebook.
 
         Args:
@@ -179,20 +181,20 @@ class ViewsToVolumePipeline(CodeSamplingPipeline):
         return labels.repeat_interleave(num_volumes_per_prompt)
 
     def _predictor(
-        self, given: GivenViews, labels: torch.Tensor | None, num_volumes_per_prompt: int, guidance_scale: float
+        self, given: GivenViews, labels: torch.Tensor | None, num_volumes_per_prompt: int
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         """Function from codes to logits, guided where asked for."""
         transformer, label_arguments = self.transformer, {} if labels is None else {"class_labels": labels}
         view_arguments = self._view_arguments(given, num_volumes_per_prompt)
 
-        def with_views(codes: torch.Tensor) -> torch.Tensor:
-            return transformer(codes, **view_arguments, **label_arguments).sample
+        def predict(codes: torch.Tensor) -> torch.Tensor:
+            with_views = transformer(codes, **view_arguments, **label_arguments).sample
+            if self.guidance_scale == 1:
+                return with_views
+            check_guidance_scale(self.guidance_scale)
+            return guided_logits(with_views, transformer(codes, **label_arguments).sample, self.guidance_scale)
 
-        if guidance_scale == 1:
-            return with_views
-        return lambda codes: guided_logits(
-            with_views(codes), transformer(codes, **label_arguments).sample, guidance_scale
-        )
+        return predict
 
     def _view_arguments(self, given: GivenViews, num_volumes_per_prompt: int) -> dict[str, Any]:
         """The transformer's arguments for the views of every volume, which no step changes."""

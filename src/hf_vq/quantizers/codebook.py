@@ -76,9 +76,14 @@ class Codebook(nn.Module):
     def effective(self) -> torch.Tensor:
         """Codes as used for look-up and decoding: `(K, C)`, float32 or better, differentiable in raw codes and
         parameterisation."""
+        return self()  # by a call of the module, which is what offloading waits for to bring the weights
+
+    def forward(self) -> torch.Tensor:
+        """What `effective` returns."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            # A copy: a later batch may place codes in `weight` before the backward of this one.
-            raw = as_float(self.weight).clone() if self.training else as_float(self.weight)
+            # A copy: a later batch may place codes in `weight` before the backward of this one. And no parameter leaves
+            # this call, when group offloading exchanges its data.
+            raw = as_float(self.weight.clone() if self.training else self.weight.view_as(self.weight))
             return self.normalize(self.parameterization(raw))
 
     def normalize(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -91,11 +91,11 @@ class FiniteScalarQuantizer(ImplicitCodebookQuantizer):
         digits = torch.round(bounded * half_width).to(torch.int64) + half_width
         # No finite input leaves the range; a NaN has no level, and what it becomes must still be a code.
         digits = torch.minimum(digits.clamp(min=0), levels - 1)
-        return (digits * _place_values(levels)).sum(dim=-1)
+        return (digits * self._place_values(bounded.device)).sum(dim=-1)
 
     def _look_up(self, codes: torch.Tensor) -> torch.Tensor:
         levels = self._levels(codes.device)
-        digits = codes.to(torch.int64)[..., None] // _place_values(levels) % levels
+        digits = codes.to(torch.int64)[..., None] // self._place_values(codes.device) % levels
         half_width = levels // 2
         return (digits - half_width).to(self._dtype) / half_width
 
@@ -107,6 +107,6 @@ class FiniteScalarQuantizer(ImplicitCodebookQuantizer):
     def _levels(self, device: torch.device) -> torch.Tensor:
         return torch.tensor(self.config.levels, device=device)
 
-
-def _place_values(levels: torch.Tensor) -> torch.Tensor:
-    return levels.cumprod(dim=0) // levels
+    def _place_values(self, device: torch.device) -> torch.Tensor:
+        levels = self.config.levels  # not by cumprod, which ONNX lacks
+        return torch.tensor([math.prod(levels[:channel]) for channel in range(len(levels))], device=device)

@@ -106,10 +106,12 @@ class LookupFreeQuantizer(ImplicitCodebookQuantizer):
         return vectors / torch.where(norm > MIN_NORM, norm, 1.0)
 
     def _assign(self, bounded: torch.Tensor) -> torch.Tensor:
-        return ((bounded > 0).to(torch.int64) << self._bits(bounded.device)).sum(dim=-1)
+        # Shifts by name: the operators << and >> have no counterpart in ONNX.
+        return torch.bitwise_left_shift((bounded > 0).to(torch.int64), self._bits(bounded.device)).sum(dim=-1)
 
     def _look_up(self, codes: torch.Tensor) -> torch.Tensor:
-        signs = 2 * (codes.to(torch.int64)[..., None] >> self._bits(codes.device) & 1) - 1
+        bits = torch.bitwise_right_shift(codes.to(torch.int64)[..., None], self._bits(codes.device)) % 2
+        signs = 2 * bits - 1
         return self._corner * signs.to(self._dtype)
 
     def _losses(

@@ -56,12 +56,23 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
 
 def _search_in_blocks(vectors: torch.Tensor, keys: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
     """All codes at once for a block of vectors; the reduction of an accelerator needs no help."""
-    codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
     block = max(1, BLOCK_ELEMENTS // keys.shape[0])
+    # A loop over blocks would tie a traced graph to one number of vectors.
+    if _is_exporting() or vectors.shape[0] <= block:
+        return _search_block(vectors, keys, centre)
+    codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
     for start in range(0, vectors.shape[0], block):
-        rows = vectors[start : start + block].to(keys.dtype) - centre
-        codes[start : start + block] = torch.addmm(keys[:, -1], rows, keys[:, :-1].T).argmax(dim=1)
+        codes[start : start + block] = _search_block(vectors[start : start + block], keys, centre)
     return codes
+
+
+def _search_block(vectors: torch.Tensor, keys: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    return torch.addmm(keys[:, -1], vectors.to(keys.dtype) - centre, keys[:, :-1].T).argmax(dim=1)
+
+
+def _is_exporting() -> bool:
+    """True while torch.export traces (`torch.compiler.is_exporting` is not in every torch that we support)."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
 def _search_in_tiles(vectors: torch.Tensor, keys: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:

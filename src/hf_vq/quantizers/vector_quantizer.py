@@ -170,7 +170,7 @@ class VectorQuantizer(nn.Module):
                 f"codes must be (B, {self.config.num_codebooks}, ...), one entry per codebook; got {tuple(codes.shape)}"
             )
         books = self.all_codebooks
-        vectors = [F.embedding(part, book.effective()) for part, book in zip(parts, books, strict=True)]
+        vectors = [F.embedding(part, book.effective().to(part.device)) for part, book in zip(parts, books, strict=True)]
         joined = self._join(vectors).to(books[0].weight.dtype)
         return joined if self.config.channel_last else joined.movedim(-1, 1)
 
@@ -267,7 +267,8 @@ def _choose(codebook: Codebook, vectors: torch.Tensor, batch: torch.Tensor | Non
     vectors = codebook.normalize(vectors)
     if batch is not None:
         codebook.prepare(vectors.detach(), batch)
-    effective = codebook.effective()
+    # Where a model is spread over devices, the codes come to the features, as no hook brings the features to the codes.
+    effective = codebook.effective().to(vectors.device)
     codes = nearest_codes(vectors, effective)
     return CodebookLookUp(codebook, vectors, codes, F.embedding(codes, effective))
 
@@ -312,6 +313,8 @@ def unflatten_vectors(vectors: torch.Tensor, shape: torch.Size, channel_last: bo
 def check_codes(codes: torch.Tensor, codebook_size: int) -> None:
     """Refuses codes that no codebook row belongs to.
 
+    Values are looked at in eager mode only, not in compiled and exported graphs.
+
     Raises:
         ValueError: if a code is outside `[0, codebook_size)`, or codes are no integers.
     """
@@ -319,7 +322,8 @@ def check_codes(codes: torch.Tensor, codebook_size: int) -> None:
         raise ValueError(
             f"codes have dtype {codes.dtype}; expected integers, as encode returns them. Are these features?"
         )
-    if codes.numel() == 0:
+    # A branch on values cannot be traced into one graph.
+    if torch.compiler.is_compiling() or codes.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(codes))
     if low < 0 or high >= codebook_size:

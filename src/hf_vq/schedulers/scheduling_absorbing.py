@@ -1,5 +1,6 @@
 """Absorbing-state (masking) discrete diffusion scheduler."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
+from ..sharing import PushedWithCard
 from .halton import shifted_halton_ranks
 
 SCHEDULES = ("linear", "cosine")
@@ -32,7 +34,7 @@ class AbsorbingSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor | None = None
 
 
-class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
+class AbsorbingScheduler(PushedWithCard, SchedulerMixin, ConfigMixin):
     r"""Absorbing discrete diffusion: codes turn into the mask one by one, and are sampled back in the other direction.
 
     Timesteps are mask rates t in (0, 1], decreasing. Forward process: \(q(x_t = \text{mask} | x_0) = t\) independently
@@ -66,6 +68,8 @@ class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
+    # What diffusers multiplies the start of a generation by: masks stay masks.
+    init_noise_sigma = 1
 
     @register_to_config
     def __init__(
@@ -78,12 +82,23 @@ class AbsorbingScheduler(SchedulerMixin, ConfigMixin):
         code_order: Sequence[int] | None = None,
     ) -> None:
         _check_config(schedule, sampling, masking, choice_temperature, code_order)
-        # diffusers takes arguments given by position for defaults, which `from_config` leaves out.
-        self.register_to_config(_use_default_values=[])
+        self._keep_arguments_given_by_position()
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0, dtype=torch.float64)
         self._code_grid: tuple[int, ...] | None = None
         self._halton_ranks: torch.Tensor | None = None
+
+    def _keep_arguments_given_by_position(self) -> None:
+        """diffusers takes them for defaults, which `from_config` leaves out."""
+        if "_use_default_values" in self.config:
+            defaults = inspect.signature(type(self)).parameters
+            left_out = [name for name in self.config._use_default_values if self.config[name] == defaults[name].default]
+            self.register_to_config(_use_default_values=left_out)
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type[SchedulerMixin]]:
+        # The base class looks for classes in diffusers alone and would miss even this one.
+        return [cls, *(each for each in super()._get_compatibles() if each is not cls)]
 
     @property
     def masking_rule(self) -> str:
