@@ -27,6 +27,10 @@ if IS_WORKER:
     torch.set_num_threads(1)
 
 
+# The test-suites of other libraries: make test-peers.
+collect_ignore = ["peers"]
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """A seeded source of random numbers on the CPU."""

@@ -1,0 +1,2 @@
+class ExportTesterMixin:
+    """No tests of exports without the repository of transformers."""

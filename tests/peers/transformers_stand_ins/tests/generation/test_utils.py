@@ -1,0 +1,2 @@
+class GenerationTesterMixin:
+    """Tests of models that write text; none of ours does."""
