@@ -247,8 +247,11 @@ def test_test_labels_that_training_never_had_are_named(tmp_path):
 
 
 def test_bad_sources_and_splits_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"absent: found neither MNIST-format files nor a data set"):
+    with pytest.raises(ValueError, match=r"absent: found no such folder, expected one with data; check the path"):
         ImageDataset(tmp_path / "absent", "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: found no data set that `datasets` can load"):
+        ImageDataset(tmp_path / "empty", "train")
     with pytest.raises(ValueError, match="split: found 'dev', expected one of"):
         ImageDataset(write_idx(tmp_path), "dev")
     datasets.DatasetDict(train=labelled(4)).save_to_disk(tmp_path / "saved")

@@ -271,23 +271,6 @@ def test_a_missing_split_is_named(folder):
         PairedDataset(folder, "train")
 
 
-def test_neither_folder_nor_data_set_is_named(tmp_path):
-    with pytest.raises(
-        ValueError, match="no-such-data: found neither a folder nor split 'test' of a data set on the Hub"
-    ):
-        PairedDataset("no-such-data", "test")
-
-
-@pytest.mark.parametrize("source", ["no/such/cohort", "./cohort", "/cohort", "~/cohort", "there/cohort", "cohort/"])
-def test_a_wrong_path_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, source):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "there").mkdir()
-    with pytest.raises(ValueError, match=f"^{source}: found no such folder.* not looked for on the Hub"):
-        PairedDataset(source, "test")
-    with pytest.raises(ValueError, match="not looked for on the Hub"):
-        PairedDataset(tmp_path / "cohort", "test")
-
-
 def test_an_id_on_the_hub_is_no_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [looks_like_path(name) for name in ("cohort", "owner/cohort")] == [False, False]

@@ -2,6 +2,7 @@
 
 from ..processors.radiographs import BeamGeometry, line_integrals, render_views
 from .cohort import CohortConfig
+from .description import describe_data
 from .dicom import DicomSeries, find_series, read_series
 from .images import ImageDataset, make_image_processor
 from .paired import PairedDataset
@@ -17,6 +18,7 @@ __all__ = [
     "PairedDataset",
     "PreparationConfig",
     "PreparedVolume",
+    "describe_data",
     "find_series",
     "line_integrals",
     "make_image_processor",

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, ViTImageProcessorPil
 
 from ..processors.fields import one_line
+from .locating import load_splits, local_folder
 from .splits import MissingSplitError
 
 SPLITS = ("train", "validation", "test")
@@ -67,8 +68,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Args:
         source: folder with the four files of MNIST's format (train-images-idx3-ubyte, train-labels-idx1-ubyte,
             t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, plain or .gz), as of Fashion-MNIST; or a `datasets` data
-            set: a folder written by `save_to_disk`, a folder that `load_dataset` reads, such as one of images or one
-            with a folder of images for each class, or a Hub id.
+            set: a folder that `save_to_disk` wrote or that `load_dataset` reads, such as one of images or one with a
+            folder of images for each class; or the id of either on the Hub, `owner/name` or `owner/name@revision`.
         split: "train", "validation" or "test".
         processor: image processor of transformers that makes `pixel_values`; images come to it as greyscale or RGB,
             whichever fits its `image_mean`.
@@ -100,10 +101,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"split: found {split!r}, expected one of {SPLITS}; choose one")
         self._name = f"{source} ({split})"
         self._source: ImageSource
-        if Path(source).is_dir() and any(Path(source).glob("*-idx?-ubyte*")):
-            self._source = IdxImages(Path(source), split)
+        folder = local_folder(source)
+        if any(folder.glob("*-idx?-ubyte*")):
+            self._source = IdxImages(folder, split)
         else:
-            self._source = DatasetImages(str(source), split, image_column, label_column)
+            self._source = DatasetImages(folder, str(source), split, image_column, label_column)
         self.label_names = self._chosen_names(label_names)
         self._processor = processor
         one_channel = processor is not None and np.shape(processor.image_mean or ()) == (1,)
@@ -220,17 +222,20 @@ class DatasetImages:
     """A split of a `datasets` data set with a column of images and, perhaps, one of labels.
 
     Args:
-        source: a folder or a Hub id.
+        folder: of the data set.
+        source: what errors call it.
         split: "train", "validation" or "test"; "validation" is cut from "train" if there is none.
         image_column: the column of images; the only one of type `Image` when absent.
         label_column: the column of labels; the only one of type `ClassLabel`, else `label`, else none, when absent.
 
     Raises:
-        ValueError: there is no such source or split, a column is missing, or a label is.
+        ValueError: there is no data set or no such split, a column is missing, or a label is.
     """
 
-    def __init__(self, source: str, split: str, image_column: str | None, label_column: str | None) -> None:
-        splits = _load_splits(source)
+    def __init__(
+        self, folder: Path, source: str, split: str, image_column: str | None, label_column: str | None
+    ) -> None:
+        splits = load_splits(folder, source)
         self._name = f"{source} ({split})"
         dataset, self._rows = _rows_of_split(splits, split, source)
         self._image_column = _image_column(dataset.features, image_column, self._name)
@@ -311,22 +316,6 @@ def _held_out_count(num_images: int, name: str) -> int:
     if num_images < 2:
         raise ValueError(f"{name}: found {num_images} training images, expected two or more to hold one out; add some")
     return max(1, num_images // HELD_OUT_SHARE)
-
-
-def _load_splits(source: str) -> dict[str, Any]:
-    """All splits of a `datasets` data set by name."""
-    from datasets import DatasetDict, load_dataset, load_from_disk
-    from datasets.exceptions import DatasetsError
-
-    saved = any((Path(source) / marker).is_file() for marker in ("dataset_dict.json", "dataset_info.json"))
-    try:
-        loaded = load_from_disk(source) if saved else load_dataset(source)
-    except (DatasetsError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{source}: found neither MNIST-format files nor a data set that `datasets` can load ({one_line(error)}), "
-            "expected a folder of either or a Hub id; check the name"
-        ) from error
-    return dict(loaded) if isinstance(loaded, DatasetDict) else {str(loaded.split or "train"): loaded}
 
 
 def _rows_of_split(splits: dict[str, Any], split: str, source: str) -> tuple[Any, npt.NDArray[np.int64]]:

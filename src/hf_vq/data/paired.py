@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from ..processors import CTVolumeProcessor, XrayImageProcessor
 from ..processors.scans import open_nifti
+from .locating import local_folder
 from .paired_sources import open_source
 from .rendered_views import rendered_beam
 
@@ -22,8 +23,9 @@ class PairedDataset(Dataset[dict[str, Any]]):
 
     Args:
         source: folder with a folder for each split, each holding volumes (.nii.gz, HU), images and metadata.csv with
-            the columns file_name, one per view, and subject; or a `datasets` data set (folder written by
-            `save_to_disk`, or Hub id) with the columns volume, one per view, and subject.
+            the columns file_name, one per view, and subject; or folder with a `datasets` data set (as `save_to_disk`
+            or `hf download` writes it) with the columns volume, one per view, and subject; or the id on the Hub of
+            either, `owner/name` or `owner/name@revision`.
         split: name of the split.
         volume_processor: makes `pixel_values`.
         view_processor: makes `view_pixel_values`.
@@ -49,12 +51,13 @@ class PairedDataset(Dataset[dict[str, Any]]):
         views: Sequence[str] | None = None,
         cache: bool = False,
     ) -> None:
-        self._source = open_source(source, split, views)
+        folder = local_folder(source)
+        self._source = open_source(folder, split, str(source), views)
         self._name = f"{source} ({split})"
         self.subjects = self._source.subjects
         self.view_names = self._source.view_names
         self.labels = self._source.labels
-        self.beam = rendered_beam(source)
+        self.beam = rendered_beam(folder)
         if view_processor is not None and not self.view_names:
             raise ValueError(f"{self._name}: found no view columns, expected at least one such as 'frontal'; add one")
         self._volume_processor = volume_processor

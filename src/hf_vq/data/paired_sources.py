@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from ..files import looks_like_path
 from ..processors.dicom_radiographs import DICOM_SUFFIXES
 from ..processors.fields import one_line
 from ..processors.image_processing_xray import open_image
 from ..processors.scans import read_errors
+from .locating import holds_dataset, load_splits
 from .splits import MissingSplitError
 
 METADATA_FILE = "metadata.csv"
@@ -44,6 +44,9 @@ class FolderSource:
         folder: folder of the split.
         views: names of the views to use, in this order; all of them, sorted, when absent.
 
+    Attributes:
+        facts: the text of each subject in each further column, which nothing here reads.
+
     Raises:
         ValueError: the folder, its metadata.csv, a column or a listed file is missing; a path leaves the folder; the
             split is empty; a subject is listed twice or its name cannot be a file's.
@@ -58,6 +61,8 @@ class FolderSource:
         self.labels = [row[LABEL_COLUMN] for row in rows] if LABEL_COLUMN in columns else None
         self._volumes = [self._path(row, "file_name") for row in rows]
         self._views = {view: [self._path(row, view) for row in rows] for view in self.view_names}
+        known = {"file_name", "subject", LABEL_COLUMN, *found}
+        self.facts = {name: [row[name] for row in rows] for name in columns if name not in known}
 
     def volume(self, index: int) -> Path:
         """Returns the path of a subject's volume."""
@@ -65,7 +70,11 @@ class FolderSource:
 
     def view_image(self, index: int, view: str) -> Image.Image:
         """Returns one view of a subject; raises ValueError when the file is neither an image nor a radiograph."""
-        return open_image(self._views[view][index])
+        return open_image(self.view_path(index, view))
+
+    def view_path(self, index: int, view: str) -> Path:
+        """Returns the path of one view of a subject."""
+        return self._views[view][index]
 
     def _path(self, row: dict[str, str], column: str) -> Path:
         """The file that a row names in a column; it must exist inside the folder."""
@@ -144,37 +153,33 @@ class DatasetSource:
         return value
 
 
-def open_source(source: str | Path, split: str, views: Sequence[str] | None = None) -> PairedSource:
+def open_source(folder: Path, split: str, name: str, views: Sequence[str] | None = None) -> PairedSource:
     """Opens a split of a paired data set.
 
     Args:
-        source: folder with a folder for each split, folder written by `save_to_disk`, or id of a data set on the Hub.
+        folder: with a folder for each split, or with a `datasets` data set: see `locating.local_folder`.
         split: name of the split.
+        name: what errors call the data set.
         views: names of the views to use, in this order; all of them, sorted, when absent.
 
     Returns:
         The source of its subjects.
 
     Raises:
-        ValueError: there is no such source or split, or it is malformed.
+        ValueError: there is no such split, or it is malformed.
     """
-    folder = Path(source)
-    name = f"{source} ({split})"
-    if any((folder / marker).is_file() for marker in ("dataset_dict.json", "dataset_info.json")):
-        return DatasetSource(_load_saved(folder, split), name, views)
-    if folder.is_dir():
-        splits = sorted(path.name for path in folder.iterdir() if (path / METADATA_FILE).is_file())
-        if split not in splits:
-            raise MissingSplitError(
-                f"{source}: found splits {splits}, expected {split!r} with a {METADATA_FILE}; add it"
-            )
+    found = sorted(path.name for path in folder.iterdir() if (path / METADATA_FILE).is_file())
+    if found or not holds_dataset(folder):
+        if split not in found:
+            raise MissingSplitError(f"{name}: found splits {found}, expected {split!r} with a {METADATA_FILE}; add it")
         return FolderSource(folder / split, views)
-    if looks_like_path(source):
-        raise ValueError(
-            f"{source}: found no such folder, expected one with a folder for each split or one written by "
-            "save_to_disk; check the path, which is not looked for on the Hub"
+    splits = load_splits(folder, name)
+    if split not in splits:
+        raise MissingSplitError(
+            f"{name}: found splits {list(splits)}, expected {split!r}; save a DatasetDict that has it, or choose "
+            "another data set"
         )
-    return DatasetSource(_load_from_hub(str(source), split), name, views)
+    return DatasetSource(splits[split], f"{name} ({split})", views)
 
 
 def _label_names(dataset: Any) -> list[str]:
@@ -184,36 +189,6 @@ def _label_names(dataset: Any) -> list[str]:
     if names is None:
         return ["" if value is None else str(value) for value in values]
     return ["" if value is None or value < 0 else names[value] for value in values]
-
-
-def _load_saved(folder: Path, split: str) -> Any:
-    """A split of a data set written by `save_to_disk`."""
-    from datasets import DatasetDict, load_from_disk
-
-    loaded = load_from_disk(str(folder))
-    splits = loaded if isinstance(loaded, DatasetDict) else {str(loaded.split): loaded}
-    if split not in splits:
-        raise MissingSplitError(
-            f"{folder}: found splits {list(splits)}, expected {split!r}; save a DatasetDict that has it"
-        )
-    return splits[split]
-
-
-def _load_from_hub(source: str, split: str) -> Any:
-    """A split of a data set on the Hub."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        splits = load_dataset(source)
-    except (DatasetNotFoundError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{source}: found neither a folder nor split {split!r} of a data set on the Hub ({one_line(error)}); "
-            "check the name"
-        ) from error
-    if split not in splits:
-        raise MissingSplitError(f"{source}: found splits {list(splits)}, expected {split!r}; choose another data set")
-    return splits[split]
 
 
 def _read_metadata(path: Path) -> tuple[list[dict[str, str]], list[str]]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ..processors.radiographs import BeamGeometry
 
-COHORT_FILE = "cohort.json"
-RECORD_FILES = (COHORT_FILE, "preparation.json")
+COHORT_FILE, PREPARATION_FILE = "cohort.json", "preparation.json"
+RECORD_FILES = (COHORT_FILE, PREPARATION_FILE)
 """Files beside the splits that say how a data set was made."""
 
 
@@ -17,7 +17,7 @@ def rendered_beam(source: str | Path) -> BeamGeometry | None:
     cohort, and those of a preparation whose field `radiographs` is `rendered`, were rendered with parallel rays.
 
     Args:
-        source: folder of a paired data set, or the id of one on the Hub.
+        source: folder of a paired data set; see `locating.local_folder` for one on the Hub.
 
     Returns:
         The rays, or None where nothing says that the views were rendered.

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict
 from torch.utils.data import Dataset as TorchDataset
 
+from ..data.locating import holds_dataset, load_splits, local_folder
 from ..models import CodeTransformer, VQTokenizer
 from ..schedulers import AbsorbingScheduler
 from .arguments import TrainingArguments
@@ -80,13 +80,17 @@ class CodeRows(TorchDataset[dict[str, torch.Tensor]]):
 def load_codes(source: str) -> DatasetDict:
     """The code data set, from a folder that `save_to_disk` wrote or from the Hub.
 
+    Args:
+        source: folder, or id on the Hub; see `hf_vq.data.locating.local_folder`.
+
     Raises:
         ValueError: if it is none, or lacks a split, the column of codes or a second row.
     """
-    if Path(source).is_dir() and not (Path(source) / "dataset_dict.json").is_file():
+    folder = local_folder(source)
+    if not holds_dataset(folder):
         raise ValueError(f"--data {source}: the folder holds no code data set; run encode_codes.py first")
-    codes = load_from_disk(source) if Path(source).is_dir() else load_dataset(source)
-    if not isinstance(codes, DatasetDict) or not {"train", "validation"} <= set(codes):
+    codes = DatasetDict(load_splits(folder, f"--data {source}"))
+    if not {"train", "validation"} <= set(codes):
         raise ValueError(
             f"--data {source}: expected a data set with the splits train and validation, as encode_codes.py writes it"
         )
