@@ -12,7 +12,9 @@ show it then.
 """
 
 import argparse
+import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,13 +26,15 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
 from hf_vq import CTVolumeProcessor, VQTokenizer, XrayImageProcessor
-from hf_vq.data import ImageDataset, MissingSplitError, PairedDataset
+from hf_vq.data import ImageDataset, MissingSplitError, PairedDataset, describe_data
+from hf_vq.data.description import ENCODING_FILE
 from hf_vq.data.paired_shifts import draw_shifts, shift_pair
 from hf_vq.files import atomic_directory
 from hf_vq.models import load_tokenizer
 from hf_vq.training.arguments import run
 
 REQUIRED_SPLITS = ("train", "validation")
+TOKENIZER_FLAGS = ("tokenizer", "volume_tokenizer", "view_tokenizer")
 AnyDataset = TypeVar("AnyDataset", ImageDataset, PairedDataset)
 
 
@@ -178,6 +182,21 @@ def encode_images(args: argparse.Namespace, device: torch.device) -> DatasetDict
     return DatasetDict(splits)
 
 
+def encoding_record(args: argparse.Namespace, codes: DatasetDict) -> dict[str, Any]:
+    """Of which data the codes are, how many, and by which tokenizers, folders without the path to them: what is known
+    of the data goes on to what is trained on the codes."""
+    shifts = {"num_shifts": args.num_shifts, "max_shift": args.max_shift if args.num_shifts else 0, "seed": args.seed}
+    rows = {split: len(dataset) for split, dataset in codes.items()}
+    given = {name: getattr(args, name) for name in TOKENIZER_FLAGS if getattr(args, name)}
+    tokenizers = {name: Path(text).resolve().name if Path(text).is_dir() else text for name, text in given.items()}
+    return {
+        "data": describe_data(args.data),
+        "rows": rows,
+        "tokenizers": tokenizers,
+        **({} if args.tokenizer else shifts),
+    }
+
+
 def main() -> None:
     """Parse, load, encode, save."""
     args = parse_args()
@@ -185,7 +204,10 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with atomic_directory(args.output_dir, overwrite=args.overwrite, marker="train/dataset_info.json") as temporary:
         encode = encode_images if args.tokenizer else encode_paired
-        encode(args, device).save_to_disk(temporary)
+        codes = encode(args, device)
+        codes.save_to_disk(temporary)
+        text = json.dumps(encoding_record(args, codes), indent=2) + "\n"
+        (temporary / ENCODING_FILE).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

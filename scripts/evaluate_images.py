@@ -22,7 +22,7 @@ from diffusers.image_processor import VaeImageProcessor
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
-from hf_vq.data import ImageDataset
+from hf_vq.data import ImageDataset, describe_data
 from hf_vq.evaluation.generation import (
     NO_LABEL,
     FeatureNetwork,
@@ -35,6 +35,7 @@ from hf_vq.evaluation.generation import (
     read_generated,
 )
 from hf_vq.evaluation.metrics import DEFAULT_NEAREST_K
+from hf_vq.evaluation.sampling_record import read_sampling
 from hf_vq.evaluation.sheets import save_sample_sheet
 from hf_vq.files import move_files_into
 from hf_vq.models import load_tokenizer
@@ -165,6 +166,8 @@ def score_all(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Image
         seed=args.seed,
         tokenizer=args.tokenizer,
         nearest_k=args.nearest_k,
+        generated={Path(folder).name: read_sampling(folder) for folder in args.generated},
+        data_facts=describe_data(args.data),
     )
     return generation_report(settings, rows, remarks(args, same_classes)), generated
 

@@ -1,4 +1,4 @@
-"""The whole system once, on a real scan: cohort, two tokenizers, code transformer, generation, evaluation.
+"""The whole system once, on a real scan: cohort, two tokenizers, code transformer, generation, evaluation, model cards.
 
     python scripts/quickstart.py --output_dir quickstart
     python scripts/quickstart.py --output_dir cohort-32 --configs cohort-32
@@ -7,8 +7,10 @@
 9 minutes, `cohort-32` longer and better.
 
 Leaves in `--output_dir`: `pipeline/` (for `ViewsToVolumePipeline.from_pretrained`), `metrics.json`, `metrics.md`,
-`sheet.png`, `volume.nii.gz` (one generated volume) and the folders of each stage. A stage whose folder is complete is
-not run again, unless an earlier stage is.
+`sheet.png`, `codebook.png`, `volume.nii.gz` (one generated volume) and the folders of each stage. The folders of the
+pipeline and of both tokenizers hold a model card (`README.md`); it names Apache-2.0 as the licence of the weights,
+which `make_model_card.py --license` changes. A stage whose folder is complete is not run again, unless an earlier stage
+is.
 """
 
 import argparse
@@ -32,7 +34,8 @@ CONFIGS = SCRIPTS / "configs"
 # Families of configs, and what each adds to the flags of encode_codes.py.
 ENCODING: dict[str, list[object]] = {"quickstart": [], "cohort-32": ["--num_shifts", 8]}
 MODELS = ("volume-tokenizer", "view-tokenizer", "code-transformer")
-COHORT_FILE = "cohort.json"
+COHORT_FILE, METRICS_FILE, CARD_FILE, CODEBOOK_FILE = "cohort.json", "metrics.json", "README.md", "codebook.png"
+LICENSE = "apache-2.0"
 
 
 class Stage(NamedTuple):
@@ -94,7 +97,21 @@ def stages(root: Path, scan: str | None, family: str, mixed_precision: str) -> l
         *model_stages(root, family, mixed_precision),
         stage("generate.py", generated / "metadata.csv", samples),
         stage("generate.py", shuffled / "metadata.csv", control),
-        stage("evaluate.py", root / "metrics.json", evaluate),
+        stage("evaluate.py", root / METRICS_FILE, evaluate),
+        *card_stages(root),
+    ]
+
+
+def card_stages(root: Path) -> list[Stage]:
+    """Pictures of both codebooks, and the cards of tokenizers and pipeline."""
+    volume, view, pipeline = root / "volume-tokenizer", root / "view-tokenizer", root / "pipeline"
+    cards = ["--model", volume, view, pipeline, "--metrics", root / METRICS_FILE, "--license", LICENSE]
+    pictures = {volume: root / CODEBOOK_FILE, view: view / CODEBOOK_FILE}
+    paired = ["--data", root / "cohort", "--data_type", "paired"]
+    plots = {picture: ["--model", model, *paired, "--output", picture] for model, picture in pictures.items()}
+    return [
+        *(stage("plot_codebook.py", picture, flags) for picture, flags in plots.items()),
+        stage("make_model_card.py", pipeline / CARD_FILE, cards),
     ]
 
 
@@ -152,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     example = min((root / "generated").glob("*_0.nii.gz"))
     with atomic_file(root / "volume.nii.gz") as temporary:
         shutil.copy(example, temporary)
-    print(f"== {root}: pipeline, metrics.json, metrics.md, sheet.png, volume.nii.gz")
+    print(f"== {root}: pipeline (its card is README.md), metrics.json, metrics.md, sheet.png, volume.nii.gz")
 
 
 if __name__ == "__main__":

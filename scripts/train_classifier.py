@@ -96,6 +96,7 @@ def save(training: TrainingRun, model: VQForImageClassification, processor: Any)
     with tempfile.TemporaryDirectory(dir=training.output_dir) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        training.save_record(temporary)
         move_files_into(Path(temporary), training.output_dir, last="config.json")
 
 

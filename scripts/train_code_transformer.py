@@ -14,6 +14,7 @@ the same with both. For images the label takes the place of the views, and a she
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from hf_vq.training.arguments import parse_arguments, run
 from hf_vq.training.code_generation import CodeGenerationTask
 from hf_vq.training.codes import CodeTransformerArguments, hide_codes
 from hf_vq.training.losses import CodeObjective, draw_mask_rates
+from hf_vq.training.record import read_record
 from hf_vq.training.run import TrainingRun, make_accelerator
 from hf_vq.training.views_to_volume import ViewsToVolumeTask
 
@@ -49,6 +51,12 @@ def validate(training: TrainingRun, task: Task) -> None:
         if isinstance(task, CodeGenerationTask) and training.accelerator.is_main_process:
             path = training.output_dir / "validation" / f"step-{training.step:07d}.png"
             save_sample_sheet(path, task.samples())
+
+
+def tokenizer_records(args: CodeTransformerArguments) -> dict[str, dict[str, Any] | None]:
+    """How the tokenizers of the pipeline were trained, as far as it is recorded."""
+    names = ("tokenizer", "volume_tokenizer", "view_tokenizer")
+    return {name: read_record(getattr(args, name)) for name in names if getattr(args, name)}
 
 
 def main() -> None:
@@ -81,6 +89,7 @@ def main() -> None:
     if accelerator.is_main_process:
         with training.averaged_weights(), tempfile.TemporaryDirectory(dir=args.output_dir) as temporary:
             task.pipeline.save_pretrained(temporary)
+            training.save_record(temporary, tokenizers=tokenizer_records(args))
             move_files_into(Path(temporary), training.output_dir, last="model_index.json")
     training.end()
 

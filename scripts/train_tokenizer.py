@@ -126,6 +126,7 @@ def main() -> None:
         with training.averaged_weights() as model, tempfile.TemporaryDirectory(dir=args.output_dir) as temporary:
             model.save_pretrained(temporary)
             data.processor.save_pretrained(temporary)
+            training.save_record(temporary)
             move_files_into(Path(temporary), training.output_dir, last="config.json")
     training.end()
 

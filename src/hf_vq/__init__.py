@@ -103,7 +103,10 @@ def _register_with_diffusers() -> None:
     import diffusers
     from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
+    from .sharing import REQUIREMENT
+
     LOADABLE_CLASSES.setdefault(__name__, {})
+    LOADABLE_CLASSES.setdefault(REQUIREMENT, {})
     # DiffusionPipeline.from_pretrained looks the class up as an attribute of diffusers. A module-level __getattr__
     # (PEP 562) answers for our pipelines alone and imports them only then.
     inherited = vars(diffusers).get("__getattr__")
@@ -118,5 +121,18 @@ def _register_with_diffusers() -> None:
     vars(diffusers)["__getattr__"] = find_pipeline
 
 
+def _register_with_models() -> None:
+    """Hands the models, which import nothing of `hub`, what completes their uploads."""
+    from .sharing import set_completion
+
+    def complete_upload(*arguments: Any) -> None:
+        from .hub.publishing import complete_upload
+
+        complete_upload(*arguments)
+
+    set_completion(complete_upload)
+
+
 _register_with_transformers()
 _register_with_diffusers()
+_register_with_models()

@@ -79,7 +79,7 @@ def test_a_failure_is_one_line_and_later_results_do_not_count_as_complete(quicks
 @pytest.mark.parametrize("family", ["quickstart", "cohort-32"])
 def test_every_stage_is_a_script_that_knows_its_flags(quickstart, family, tmp_path, monkeypatch, capsys):
     stages = quickstart.stages(tmp_path, "scan.nii.gz", family, "no")
-    assert len({stage.done for stage in stages}) == len(stages) == 8
+    assert len({stage.done for stage in stages}) == len(stages) == 11
     for script, _, flags in stages:
         monkeypatch.setattr(sys, "argv", [str(script), *flags, "--help"])
         with pytest.raises(SystemExit) as end:
@@ -91,7 +91,8 @@ def test_every_stage_is_a_script_that_knows_its_flags(quickstart, family, tmp_pa
 
 
 def test_stages_that_may_find_an_old_folder_replace_it(quickstart, tmp_path):
-    """All but the cohort, which is never made anew, and the evaluation, which replaces its own files."""
+    """All but the cohort, which is never made anew, and those that replace their own files: evaluation, pictures,
+    cards."""
     scripts = {
         stage.script.name
         for stage in quickstart.stages(tmp_path, None, "cohort-32", "no")
@@ -102,12 +103,14 @@ def test_stages_that_may_find_an_old_folder_replace_it(quickstart, tmp_path):
 
 def test_each_stage_reads_what_an_earlier_one_writes(quickstart, tmp_path):
     written = set()
-    for script, done, flags in quickstart.stages(tmp_path, None, "cohort-32", "no"):
-        output = Path(flags[flags.index("--output_dir") + 1])
-        inputs = {Path(flag) for flag in flags if flag.startswith(str(tmp_path))} - {output}
+    stages = quickstart.stages(tmp_path, None, "cohort-32", "no")
+    for script, done, flags in stages:
+        named = [Path(flags[flags.index(flag) + 1]) for flag in ("--output_dir", "--output") if flag in flags]
+        inputs = {Path(flag) for flag in flags if flag.startswith(str(tmp_path))} - {*named}
         assert inputs <= written, script
-        assert done.parent == output
-        written.add(output)
+        assert named in ([done.parent], [done], [])
+        written |= {*named, done}
+    assert {script.name for script, done, _ in stages if done.name == "README.md"} == {"make_model_card.py"}
 
 
 def test_a_folder_made_from_another_scan_is_not_taken_for_this_one(quickstart, tmp_path):

@@ -36,6 +36,15 @@ def test_generated_volumes_beat_the_trivial_baselines_and_read_their_views(quick
 
 
 @pytest.mark.slow
+def test_the_cards_are_complete(quickstart):
+    for name in ("pipeline", "volume-tokenizer", "view-tokenizer"):
+        text = (quickstart / name / "README.md").read_text(encoding="utf-8")
+        assert "not recorded" not in text.lower()
+        assert "license: apache-2.0" in text and "model-index:" in text and "](codebook.png)" in text
+        assert str(quickstart) not in text
+
+
+@pytest.mark.slow
 def test_another_process_generates_the_same_volumes(quickstart, tmp_path):
     again = tmp_path / "again"
     flags = ["--pipeline", quickstart / "pipeline", "--data", quickstart / "cohort", "--output_dir", again]

@@ -214,6 +214,8 @@ class GenerationSettings:
         seed: of the choice of images and of the independent codes.
         tokenizer: folder or name of the tokenizer that made the reconstructions.
         nearest_k: neighbour that sets the radius in density, coverage, precision and recall.
+        generated: for each row of generated images how they were drawn, as `read_sampling` returns it.
+        data_facts: what is known of the data set, as `describe_data` returns it.
     """
 
     data: str
@@ -225,6 +227,8 @@ class GenerationSettings:
     seed: int
     tokenizer: str
     nearest_k: int = DEFAULT_NEAREST_K
+    generated: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    data_facts: dict[str, Any] | None = None
 
 
 def generation_scores(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from .metrics import Window
 from .protocol import Scorer, Scores, Subject
 from .report import ROW_SHUFFLED, ProgramSettings, row_of
+from .sampling_record import read_sampling
 from .volumes import Alignment, GridVolume, ValueRange, find_generated, onto_grid, read_volume, same_grid
 
 _NARROW_RANGE_HU = 10.0
@@ -160,6 +161,7 @@ class Program:
             shuffled=None if self.shuffled is None else str(self.shuffled.folder),
             values=None if values is None else (values.low, values.high, values.low_hu, values.high_hu),
             alignment=generated.alignment.value,
+            sampling=read_sampling(generated.folder),
         )
 
     def notes(self) -> list[str]:

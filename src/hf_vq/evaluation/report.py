@@ -44,6 +44,7 @@ class ProgramSettings:
         shuffled: folder of its control, made from views shuffled between subjects.
         values: lowest and highest value of its files and the HU they stand for; HU themselves when absent.
         alignment: `centre` or `world`, how its volumes are laid on the true ones' grids.
+        sampling: how they were drawn, as `read_sampling` returns it; None where that is not recorded.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ProgramSettings:
     shuffled: str | None = None
     values: tuple[float, float, float, float] | None = None
     alignment: str = "centre"
+    sampling: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class EvaluationSettings:
         views: views that the baselines and the re-projection error use.
         programs: the programs, the first being the one that the others are compared with; one without a name by
             default.
+        data_facts: what is known of the data set, as `describe_data` returns it.
     """
 
     data: str
@@ -90,6 +93,7 @@ class EvaluationSettings:
     rays: str = "parallel"
     views: tuple[str, ...] = ()
     programs: tuple[ProgramSettings, ...] = ()
+    data_facts: dict[str, Any] | None = None
 
     def all_programs(self) -> tuple[ProgramSettings, ...]:
         """The programs, at least one."""

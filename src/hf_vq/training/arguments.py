@@ -20,7 +20,7 @@ Arguments = TypeVar("Arguments")
 class TrainingArguments:
     """Flags that all training scripts share, under the names that diffusers' training scripts use."""
 
-    data: str = field(metadata={"help": "Data to train on: a folder or a data set id."})
+    data: str = field(metadata={"help": "Data to train on: a folder, or the id of a data set, owner/name[@revision]."})
     output_dir: str = field(metadata={"help": "Where the model and the checkpoints go."})
     max_train_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
     train_batch_size: int = field(default=8, metadata={"help": "Samples per process and step."})
@@ -55,6 +55,12 @@ class TrainingArguments:
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": "A checkpoint folder, or 'latest'."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that load data."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what output_dir holds."})
+    data_source: str | None = field(
+        default=None, metadata={"help": "Where the data come from, in words, for the model card."}
+    )
+    data_license: str | None = field(
+        default=None, metadata={"help": "The data's licence, such as cc-by-3.0, for the model card."}
+    )
     model: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of the model's config."})
 
 

@@ -23,6 +23,7 @@ from .alternating import AlternatingOptimizer, alternating_quantizers
 from .arguments import TrainingArguments
 from .diagnostics import codes_with_gradient
 from .moments import forget_moments, restart_averages
+from .record import TrainingRecord, write_record
 from .sampler import ResumableSampler
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -111,6 +112,7 @@ class TrainingRun:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / LOG_FILE).touch()
         accelerator.wait_for_everyone()
+        self.record = TrainingRecord(accelerator, args)
         for codebook in codebooks_of(model):
             if codebook.frozen:  # before the optimizer and the distributed wrapper look for what is to be trained
                 codebook.freeze()
@@ -154,9 +156,10 @@ class TrainingRun:
 
     def dataloader(self, dataset: Dataset) -> DataLoader:
         """Loader of all batches that are still to be trained on, shuffled anew each epoch, the same after a resume."""
-        args = self.args
+        args, num_samples = self.args, len(dataset)  # type: ignore[arg-type]
+        self.record.note_data(num_samples)
         per_step = args.train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
-        sampler = ResumableSampler(len(dataset), self.step * per_step, args.max_train_steps * per_step, args.seed)  # type: ignore[arg-type]
+        sampler = ResumableSampler(num_samples, self.step * per_step, args.max_train_steps * per_step, args.seed)
         loader = DataLoader(
             dataset,
             batch_size=args.train_batch_size,
@@ -252,6 +255,7 @@ class TrainingRun:
         }
         plain = {key: float(value) for key, value in values.items()}
         self.accelerator.log(plain, step=self.step)
+        self.record.note_figures(self.step, plain)
         if self.accelerator.is_main_process:
             with (self.output_dir / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, **plain}) + "\n")
@@ -290,6 +294,15 @@ class TrainingRun:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
+    def save_record(self, folder: str | Path, **parts: Any) -> None:
+        """Writes `training.json`, which tells a model card how this training went, into a folder beside the model.
+
+        Args:
+            folder: an existing folder.
+            parts: further entries, such as the records of the tokenizers that a pipeline contains.
+        """
+        write_record(folder, {**self.record.describe(self.unwrapped_model, self.step), **parts})
+
     def end(self) -> None:
         """Closes progress bar and trackers, once all processes have come here."""
         self._progress.close()
@@ -307,6 +320,7 @@ class TrainingRun:
             "model_class": type(self.unwrapped_model).__name__,
             "config": _config_of(self.unwrapped_model),
             "companion": {} if self._companion is None else self._companion.settings,
+            "record": self.record.state(),
         }
         (folder / CHECKPOINT_INFO).write_text(json.dumps(info, default=str), encoding="utf-8")
 
@@ -330,6 +344,7 @@ class TrainingRun:
         self.accelerator.load_state(str(path))
         self.ema.to(self.accelerator.device)  # custom states are loaded onto the CPU
         self.step = info["step"]
+        self.record.restore(info.get("record"))
         self.accelerator.print(f"resumed from {path.name} (step {self.step})")
 
 
