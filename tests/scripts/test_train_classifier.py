@@ -192,7 +192,7 @@ def test_a_network_without_quantisation_is_trained_too(data, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--data", "absent"], "absent: found neither MNIST-format files nor a data set"),
+        (["--data", "absent"], "absent: found neither "),
         (["--label_names", "one", "two"], "found 2 label_names, expected 3"),
         (["--model.quantizer_position", "stage9"], "quantizer_position='stage9'"),
         (["--model.colour", "red"], "--model.colour: unknown field"),

@@ -263,6 +263,42 @@ def test_evaluation_covers_the_protocol(chain):
     assert (chain / "evaluation" / "sheet.png").stat().st_size > 10_000
 
 
+def test_every_training_leaves_a_record_and_so_does_sampling(chain):
+    volume, view, pipeline = (
+        json.loads((chain / name / "training.json").read_text()) for name in ("volume", "view", "pipeline")
+    )
+    assert pipeline["tokenizers"] == {"volume_tokenizer": volume, "view_tokenizer": view}
+    assert [one["num_samples"] for one in (volume, view, pipeline)] == [COUNTS["train"]] * 3
+    assert [one["steps"] for one in (volume, view, pipeline)] == [6] * 3
+    assert volume["data"] == {"name": "cohort", "kind": "paired", "subjects": COUNTS}
+    codes = pipeline["data"].pop("codes")
+    assert (pipeline["data"], codes["rows"], codes["num_shifts"]) == (volume["data"], COUNTS, 0)
+    last = json.loads((chain / "volume" / "logs.jsonl").read_text().splitlines()[-1])
+    assert volume["validation"]["psnr"] == last["validation_psnr"] and volume["validation"]["step"] == 6
+    assert pipeline["arguments"]["volume_tokenizer"] == "volume"
+    assert str(chain) not in (chain / "pipeline" / "training.json").read_text()
+    settings = json.loads((chain / "evaluation" / "metrics.json").read_text())["settings"]
+    sampling = settings["programs"][0]["sampling"]
+    assert (sampling["num_inference_steps"], sampling["sampling"], sampling["seed"]) == (2, "exact_count", 0)
+    assert settings["data_facts"] == volume["data"]
+
+
+def test_the_card_of_a_chain_lacks_only_what_nobody_recorded(chain, tmp_path):
+    models = [chain / name for name in ("volume", "view", "pipeline")]
+    call("make_model_card.py", "--model", *models, "--metrics", chain / "evaluation" / "metrics.json")
+    for folder in models:
+        lines = [line for line in (folder / "README.md").read_text().splitlines() if "not recorded" in line]
+        assert {line.partition("|")[2].split("|")[0].strip() for line in lines} == {"Source", "Licence of the data", ""}
+        assert any("Licence of these weights: not recorded." in line for line in lines)
+        VQTokenizer.from_pretrained(folder) if folder.name != "pipeline" else ViewsToVolumePipeline.from_pretrained(
+            folder
+        )
+    flags = ["--model", *models, "--output_dir", tmp_path / "cards"]
+    with pytest.raises(SystemExit):
+        call("make_model_card.py", *flags)
+    assert not (tmp_path / "cards").exists()
+
+
 @pytest.mark.parametrize("script", ["train_tokenizer.py", "train_code_transformer.py"])
 def test_a_resumed_training_equals_an_uninterrupted_one(chain, tmp_path, script):
     if script == "train_tokenizer.py":
@@ -277,6 +313,10 @@ def test_a_resumed_training_equals_an_uninterrupted_one(chain, tmp_path, script)
     expected, resumed = load_file(whole / weights), load_file(tmp_path / "run" / weights)
     for name, value in expected.items():
         assert torch.equal(resumed[name], value), name
+    state = json.loads((whole / "checkpoint-0000003" / "checkpoint.json").read_text())["record"]
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert (record["parts"], record["steps"]) == (2, 6)
+    assert record["seconds"] > state["seconds"] > 0
 
 
 def test_a_training_with_a_discriminator_resumes_exactly_and_with_it_only(chain, tmp_path, capsys):
