@@ -1,0 +1,165 @@
+"""Files that anybody may upload: what they declare is checked before anything large is decoded or allocated.
+
+Every check raises ValueError with a message that can be shown as it is: it names the file without its folder.
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..evaluation.volumes import GridVolume, read_volume
+from ..processors.dicom_radiographs import READ_ERRORS, import_pydicom, is_dicom
+from ..processors.fields import one_line
+from ..processors.geometry import import_nibabel
+from ..processors.image_processing_xray import open_image, read_image
+from ..processors.scans import read_errors
+
+MAX_VIEW_SIDE = 8192
+"""Most rows or columns of an X-ray."""
+
+MAX_VOLUME_SIDE = 1024
+MAX_VOXELS = 2**27
+"""Most voxels along an axis of an uploaded scan, and in all of it: 512 x 512 x 512."""
+
+MAX_VOXEL_BYTES = 8
+MAX_VOXEL_OFFSET = 2**24
+"""Most bytes before a NIfTI file's voxels; header extensions, which come there, are read whole."""
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_NIFTI_HEADER_BYTES = 540
+
+
+def read_view(path: str | Path) -> Image.Image:
+    """Reads an uploaded X-ray.
+
+    Args:
+        path: PNG file (grey, 8 or 16 bit) or DICOM radiograph.
+
+    Returns:
+        The image as `XrayImageProcessor` takes it.
+
+    Raises:
+        ValueError: the file is damaged, of another kind, not grey, or has more than `MAX_VIEW_SIDE` rows or columns.
+    """
+    with _shown_without_folder(path):
+        if is_dicom(path):
+            _check_dicom(path)
+        else:
+            _check_png(path)
+        image = open_image(path)
+        read_image(image)
+        return image
+
+
+def read_scan(path: str | Path) -> GridVolume:
+    """Reads an uploaded CT scan.
+
+    Args:
+        path: NIfTI file (.nii or .nii.gz), voxels in HU.
+
+    Returns:
+        The scan with its axes in canonical order.
+
+    Raises:
+        ValueError: the file is damaged, of another kind, or declares more voxels than `MAX_VOXELS`.
+    """
+    with _shown_without_folder(path):
+        _check_nifti(path)
+        return read_volume(path)
+
+
+@contextmanager
+def _shown_without_folder(path: str | Path) -> Iterator[None]:
+    """Turns whatever a reader raises for a bad file into a ValueError that does not tell where uploads lie."""
+    try:
+        yield
+    except (*READ_ERRORS, Image.DecompressionBombError) as error:
+        message = one_line(error).replace(str(path), Path(path).name)
+        if not isinstance(error, ValueError):
+            message = f"{Path(path).name}: found a file that cannot be read ({message}); copy or convert it again"
+        raise ValueError(message) from error
+
+
+def _check_png(path: str | Path) -> None:
+    """Raises ValueError unless the file begins as a PNG image of a bearable size; its pixels stay unread."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            columns, rows = image.size
+    except (OSError, SyntaxError, struct.error, zlib.error) as error:
+        raise ValueError(
+            f"{path}: found no PNG image and no DICOM file, expected a grey X-ray as one of these; convert it"
+        ) from error
+    _check_view_size(path, rows, columns)
+
+
+def _check_dicom(path: str | Path) -> None:
+    """Raises ValueError for a DICOM file that would unfold to an unknown size, or declares too large an image."""
+    pydicom = import_pydicom()
+    try:
+        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+        # the whole data set is compressed, and nothing says how large it becomes
+        deflated = syntax == pydicom.uid.DeflatedExplicitVRLittleEndian
+        header = None if deflated else pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
+    except (pydicom.errors.InvalidDicomError, *READ_ERRORS) as error:
+        raise ValueError(
+            f"{path}: found no readable DICOM file ({one_line(error)}), expected a radiograph; copy or convert it again"
+        ) from error
+    if header is None:
+        raise ValueError(f"{path}: found a deflated DICOM file, which is not taken here; store it uncompressed")
+    _check_view_size(path, int(header.get("Rows") or 0), int(header.get("Columns") or 0))
+
+
+def _check_view_size(path: str | Path, rows: int, columns: int) -> None:
+    if not (1 <= rows <= MAX_VIEW_SIDE and 1 <= columns <= MAX_VIEW_SIDE):
+        raise ValueError(
+            f"{path}: found {rows} x {columns} pixels, expected 1 to {MAX_VIEW_SIDE} along each side; resize it"
+        )
+
+
+def _check_nifti(path: str | Path) -> None:
+    """Raises ValueError unless the header declares one volume of a bearable size; the voxels stay unread."""
+    header = _nifti_header(path)
+    damaged: tuple[type[Exception], ...] = (KeyError, *read_errors())
+    try:
+        shape, itemsize = tuple(header.get_data_shape()), header.get_data_dtype().itemsize
+    except damaged as error:
+        raise ValueError(f"{path}: found a damaged NIfTI header ({one_line(error)}); write the scan again") from error
+    if len(shape) < 3 or set(shape[3:]) - {1} or min(shape) < 1:
+        raise ValueError(f"{path}: found an array of shape {shape}, expected one volume (x, y, z); upload one volume")
+    if max(shape) > MAX_VOLUME_SIDE or math.prod(shape) > MAX_VOXELS or itemsize > MAX_VOXEL_BYTES:
+        raise ValueError(
+            f"{path}: found {' x '.join(map(str, shape[:3]))} voxels of {itemsize} bytes, expected at most "
+            f"{MAX_VOLUME_SIDE} along an axis, {MAX_VOXELS} in all and {MAX_VOXEL_BYTES} bytes each; crop or resample "
+            "the scan"
+        )
+    if not 0 <= float(header["vox_offset"]) <= MAX_VOXEL_OFFSET:
+        raise ValueError(
+            f"{path}: found voxels at byte {float(header['vox_offset']):g}, expected at most {MAX_VOXEL_OFFSET} bytes "
+            "before them; remove the header's extensions"
+        )
+
+
+def _nifti_header(path: str | Path) -> Any:
+    """The header of a NIfTI file, from its first bytes alone."""
+    if not str(path).lower().endswith(NIFTI_SUFFIXES):
+        raise ValueError(f"{path}: found another kind of file, expected a CT scan as .nii or .nii.gz; convert it")
+    nibabel = import_nibabel()
+    opener = gzip.open if str(path).lower().endswith(".gz") else open
+    try:
+        with opener(path, "rb") as file:
+            start = file.read(_NIFTI_HEADER_BYTES)
+        for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+            if kind.may_contain_header(start):
+                return kind(start[: kind.sizeof_hdr], check=False)
+    except read_errors() as error:
+        raise ValueError(
+            f"{path}: found no readable NIfTI file ({one_line(error)}), expected a .nii or .nii.gz; copy it again"
+        ) from error
+    raise ValueError(f"{path}: found no NIfTI header, expected a CT scan as .nii or .nii.gz; convert it")
