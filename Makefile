@@ -8,7 +8,7 @@ PYTEST = $(VENV)/bin/python -m pytest -q -n $(TEST_WORKERS)
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-all lint format quickstart clean
+.PHONY: help env app test test-all test-peers lint format quickstart clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,6 +21,10 @@ test: $(STAMP) ## Run the tests
 test-all: $(STAMP) ## Run the tests, the slow ones included
 	$(PYTEST) -m ""
 
+test-peers: $(STAMP) ## Run transformers' tests on the models; DIFFUSERS=checkout adds those of diffusers
+	@$(PIP) -e '.[medical,dev,peers]'
+	$(VENV)/bin/python scripts/run_peer_tests.py --workers $(TEST_WORKERS) $(if $(DIFFUSERS),--diffusers $(DIFFUSERS))
+
 lint: $(STAMP) ## Check style, format and types
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -29,6 +33,9 @@ lint: $(STAMP) ## Check style, format and types
 format: $(STAMP) ## Format the code and fix what ruff can fix
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
+
+app: $(STAMP) ## Serve the page with the quickstart's pipeline
+	$(VENV)/bin/python scripts/app.py
 
 quickstart: $(STAMP) ## Data, trainings, generation, evaluation and a picture, in ./quickstart
 	$(VENV)/bin/python scripts/quickstart.py --output_dir quickstart
@@ -47,5 +54,5 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@echo "Installing PyTorch (the largest download, it can take minutes)"
 	@$(PIP) torch numpy
 	@echo "Installing hf-vq and everything it needs"
-	@$(PIP) -e '.[medical,eval,dev]'
+	@$(PIP) -e '.[medical,eval,onnx,app,dev]'
 	@touch $@

@@ -13,17 +13,27 @@ import hf_vq
 
 PACKAGE = Path(hf_vq.__file__).parent
 
-# Subpackage -> what it may import from hf_vq besides itself. `files` is a module of the standard library's kind: it
-# imports nothing from the package. `hub` and `__init__` sit on top, so nothing in a subpackage imports them.
+# Subpackage -> what it may import from hf_vq besides itself. `files`, `hub_access` and `sharing` import nothing from
+# the package. `hub` and `__init__` sit on top, so nothing in a subpackage imports them.
 ALLOWED_IMPORTS = {
     "quantizers": set(),
-    "models": {"quantizers", "files"},
-    "processors": set(),
-    "schedulers": set(),
-    "pipelines": {"models", "quantizers", "schedulers", "processors", "files"},
-    "data": {"processors", "files"},
+    "models": {"quantizers", "files", "hub_access", "sharing"},
+    "processors": {"sharing"},
+    "schedulers": {"sharing"},
+    "pipelines": {"models", "quantizers", "schedulers", "processors", "files", "hub_access", "sharing"},
+    "data": {"processors", "files", "hub_access"},
     "training": {"quantizers", "models", "schedulers", "processors", "pipelines", "data", "files"},
     "evaluation": {"quantizers", "models", "schedulers", "processors", "pipelines", "data", "files"},
+    "exporting": {"quantizers", "models", "files", "__version__"},
+    "app": {"processors", "pipelines", "data", "evaluation"},
+    "hub": {
+        *("quantizers", "models", "schedulers", "processors", "pipelines", "data", "training", "evaluation"),
+        *("files", "hub_access", "sharing", "__version__"),
+    },
+    "commands": {
+        *("quantizers", "models", "schedulers", "processors", "pipelines", "data", "training", "evaluation"),
+        *("hub", "exporting", "app", "files", "hub_access", "sharing", "__version__"),
+    },
 }
 
 PUBLIC_NAMES = {
@@ -50,13 +60,20 @@ BASE_NAMES = {"ImageProcessingMixin", "ModelMixin", "PreTrainedModel", "Schedule
 NOT_AT_IMPORT = {
     "datasets",
     "diffusers.pipelines.pipeline_utils",
+    "gradio",
+    "hf_vq.app",
+    "hf_vq.commands",
     "hf_vq.data",
     "hf_vq.evaluation",
+    "hf_vq.exporting",
+    "hf_vq.hub",
     "hf_vq.pipelines",
     "hf_vq.training",
     "matplotlib",
     "monai",
     "nibabel",
+    "onnx",
+    "onnxruntime",
     "prdc",
     "pydicom",
     "skimage",
@@ -116,8 +133,9 @@ def test_every_subpackage_has_an_import_rule() -> None:
     assert subpackages(PACKAGE) <= set(ALLOWED_IMPORTS)
 
 
-def test_files_module_imports_nothing_of_the_package() -> None:
-    tree = ast.parse((PACKAGE / "files.py").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("module", ["files", "hub_access", "sharing"])
+def test_shared_modules_import_nothing_of_the_package(module: str) -> None:
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
     assert [name for _, name in imported_names(tree, ("hf_vq",)) if name[0] == "hf_vq"] == []
 
 
@@ -138,6 +156,7 @@ def test_files_module_imports_nothing_of_the_package() -> None:
         ("pipelines/pipeline.py", "from ..hub import push"),
         ("data/cohort.py", "from ..training import losses"),
         ("evaluation/metrics.py", "from ..training import losses"),
+        ("training/run.py", "from ..commands import cli"),
     ],
 )
 def test_import_checker_finds_a_violation(tmp_path: Path, file: str, statement: str) -> None:
