@@ -18,7 +18,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from hf_vq.app.uploads import MAX_VIEW_SIDE, MAX_VOLUME_SIDE, MAX_VOXEL_OFFSET, read_scan, read_view
+from hf_vq.app.uploads import MAX_VIEW_SIDE, MAX_VOLUME_SIDE, MAX_VOXEL_OFFSET, read_scan, read_view, read_views
 from hf_vq.processors.dicom_radiographs import is_real_radiograph
 
 SCAN = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
@@ -166,3 +166,23 @@ def test_other_kinds_of_scans_are_refused_in_words(tmp_path, views):
     refusal(tmp_path / "cut.nii.gz", read_scan)
     nibabel.Nifti1Image(np.full((2, 2, 2), np.nan, dtype=np.float32), np.eye(4)).to_filename(tmp_path / "nan.nii")
     assert "NaN" in refusal(tmp_path / "nan.nii", read_scan)
+
+
+@pytest.mark.parametrize("length", [3, 60001])
+@pytest.mark.parametrize("element", [b"\x28\x00\x10\x00", b"\x28\x00\x01\x01"], ids=["Rows", "BitsStored"])
+def test_a_number_of_odd_length_in_a_dicom_file_is_refused_in_few_words(tmp_path, element, length):
+    path = write_dicom(tmp_path / "odd.dcm")
+    data = path.read_bytes()
+    start = data.index(element + b"US\x02\x00")
+    path.write_bytes(data[: start + 6] + length.to_bytes(2, "little") + bytes(length) + data[start + 10 :])
+    message = refusal(path, read_view)
+    assert "found no readable DICOM file" in message
+    assert len(message) < 2000
+
+
+def test_views_are_read_again_from_their_files_and_images_stay(tmp_path, views):
+    image = Image.open(views["lateral"])
+    read = read_views({"frontal": str(views["frontal"]), "lateral": image})
+    np.testing.assert_array_equal(np.asarray(read["frontal"]), np.asarray(Image.open(views["frontal"])))
+    assert read["lateral"] is image
+    assert "gone.png" in refusal(tmp_path / "gone.png", lambda path: read_views({"frontal": str(path)}))

@@ -132,6 +132,16 @@ def test_a_dicom_file_that_is_cut_short_is_named(tmp_path):
         read(tmp_path)
 
 
+def test_a_number_of_odd_length_is_a_damaged_file(tmp_path):
+    phantom.write_series(tmp_path, **SMALL)
+    path = tmp_path / "IM000"
+    data, rows = path.read_bytes(), b"\x28\x00\x10\x00US\x02\x00"
+    start = data.index(rows)
+    path.write_bytes(data[: start + 6] + b"\x03\x00" + bytes(3) + data[start + 10 :])
+    with pytest.raises(ValueError, match=r"IM000: found a damaged DICOM file \(BytesLengthException\)"):
+        read(tmp_path)
+
+
 def test_a_file_that_is_dicom_by_its_name_only_is_named(tmp_path):
     """An empty file at the end of a stack leaves no gap by which its absence would be noticed."""
     for path in phantom.write_series(tmp_path, **SMALL).glob("IM*"):

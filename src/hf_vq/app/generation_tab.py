@@ -22,8 +22,8 @@ from .generation import (
     save_images,
     summary,
 )
-from .parts import KEPT_SECONDS, MODEL_EVENT, QUICK_EVENT, as_message, message, picture, refuse
-from .uploads import read_view
+from .parts import KEPT_SECONDS, MODEL_EVENT, QUICK_EVENT, UPLOAD_EVENT, as_message, message, picture, refuse
+from .uploads import read_view, read_views
 from .viewer import WINDOWS, Picture, save_turntable, slice_counts, slice_direction, slice_picture, view_picture
 from .workspace import Workspace
 
@@ -136,9 +136,9 @@ class GenerationTab:
         every_view = [self.views, *self.previews.values(), self.upload_message]
         for name, upload in self.uploads.items():
             outputs = [self.views, self.previews[name], self.upload_message]
-            upload.upload(self._uploader(name), [upload, self.views], outputs, **QUICK_EVENT)
-        self.example.input(self._choose_example, self.example, every_view, **QUICK_EVENT)
-        self.clear.click(self._clear, None, [*every_view, self.example], **QUICK_EVENT)
+            upload.upload(self._uploader(name), [upload, self.views], outputs, **UPLOAD_EVENT)
+        self.example.input(self._choose_example, self.example, every_view, **UPLOAD_EVENT)
+        self.clear.click(self._clear, None, [*every_view, self.example], **UPLOAD_EVENT)
         settings = [self.steps, self.samples, self.seed, self.guidance, self.class_name]
         viewer = [self.generated, self.shown, self.window, self.overlay]
         draw_all = {
@@ -173,7 +173,8 @@ class GenerationTab:
             rendered_only = self.abilities.views_rendered and is_real_radiograph(image)
             note = RENDERED_VIEWS_ONLY if rendered_only else ""
             shown = view_picture(image, self.abilities.view_axes[name], name)
-            return {**others, name: image}, shown, as_message(note)
+            # The path, not the image: what sessions hold stays small, however large their X-rays are.
+            return {**others, name: path}, shown, as_message(note)
 
         return upload
 
@@ -206,7 +207,7 @@ class GenerationTab:
             number = None if class_name is None else self.abilities.classes.get(class_name)
             settings = Settings(steps, samples, seed, float(guidance), number)
             generated = generate(
-                self.pipeline, views, settings, lambda done, total: progress((done, total), unit="steps")
+                self.pipeline, read_views(views), settings, lambda done, total: progress((done, total), unit="steps")
             )
         except ValueError as error:
             refuse(error)

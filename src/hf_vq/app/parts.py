@@ -13,6 +13,14 @@ QUICK_EVENT: dict[str, Any] = {
 }
 """Drawing: at once, and while a slider moves only its latest place."""
 
+UPLOAD_EVENT: dict[str, Any] = {
+    "concurrency_limit": 1,
+    "concurrency_id": "upload",
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
+"""Whatever changes the X-rays of a session: one at a time, so that none is lost and few are in memory at once."""
+
 MODEL_EVENT: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
 """Whatever runs a network: one call at a time, the others wait in the queue."""
 

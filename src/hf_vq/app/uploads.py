@@ -7,7 +7,7 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ..evaluation.volumes import GridVolume, read_volume
-from ..processors.dicom_radiographs import READ_ERRORS, import_pydicom, is_dicom
+from ..processors.dicom_radiographs import READ_ERRORS, dicom_errors, import_pydicom, is_dicom
 from ..processors.fields import one_line
 from ..processors.geometry import import_nibabel
 from ..processors.image_processing_xray import open_image, read_image
@@ -56,6 +56,11 @@ def read_view(path: str | Path) -> Image.Image:
         image = open_image(path)
         read_image(image)
         return image
+
+
+def read_views(views: Mapping[str, Any]) -> dict[str, Any]:
+    """Images of views by name: paths are read as by `read_view`, which may raise ValueError; images stay."""
+    return {name: read_view(view) if isinstance(view, str | Path) else view for name, view in views.items()}
 
 
 def read_scan(path: str | Path) -> GridVolume:
@@ -107,13 +112,14 @@ def _check_dicom(path: str | Path) -> None:
         # the whole data set is compressed, and nothing says how large it becomes
         deflated = syntax == pydicom.uid.DeflatedExplicitVRLittleEndian
         header = None if deflated else pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
-    except (pydicom.errors.InvalidDicomError, *READ_ERRORS) as error:
+        rows, columns = (0, 0) if header is None else (int(header.get(name) or 0) for name in ("Rows", "Columns"))
+    except dicom_errors() as error:
         raise ValueError(
             f"{path}: found no readable DICOM file ({one_line(error)}), expected a radiograph; copy or convert it again"
         ) from error
     if header is None:
         raise ValueError(f"{path}: found a deflated DICOM file, which is not taken here; store it uncompressed")
-    _check_view_size(path, int(header.get("Rows") or 0), int(header.get("Columns") or 0))
+    _check_view_size(path, rows, columns)
 
 
 def _check_view_size(path: str | Path, rows: int, columns: int) -> None:

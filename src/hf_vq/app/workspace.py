@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -28,8 +29,9 @@ class Workspace:
         files = self.path / "files"
         files.mkdir(exist_ok=True)
         for folder in files.iterdir():
-            if time.time() - folder.stat().st_mtime > self._max_age:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another call may remove the same folder at the same time
+                if time.time() - folder.stat().st_mtime > self._max_age:
+                    shutil.rmtree(folder, ignore_errors=True)
         new = files / uuid.uuid4().hex
         new.mkdir()
         return new

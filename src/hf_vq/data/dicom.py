@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..processors.dicom_radiographs import READ_ERRORS, has_dicom_mark, import_pydicom, is_dicom
+from ..processors.dicom_radiographs import dicom_errors, has_dicom_mark, import_pydicom, is_dicom
 from ..processors.fields import one_line
 
 Array = npt.NDArray[np.float64]
@@ -208,7 +208,7 @@ def _read_tags(path: Path, names: Sequence[str]) -> dict[str, Any]:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(names))
             values = {name: header.get(name) for name in names}
             of_file = {name: header.file_meta.get(name) for name in ("TransferSyntaxUID", "MediaStorageSOPClassUID")}
-    except (pydicom.errors.InvalidDicomError, *READ_ERRORS) as error:
+    except dicom_errors() as error:
         raise ValueError(
             f"{path.name}: found a damaged DICOM file ({type(error).__name__}), expected a whole one; copy it again"
         ) from None

@@ -55,7 +55,7 @@ READ_ERRORS = (
     zlib.error,
 )
 """What pydicom and the decoders beneath it raise for files that are damaged, incomplete or encoded in a way they lack,
-beside pydicom's own InvalidDicomError."""
+beside pydicom's own errors; see `dicom_errors`."""
 
 
 def import_pydicom() -> Any:
@@ -65,6 +65,12 @@ def import_pydicom() -> Any:
     except ImportError as error:
         raise ImportError("reading DICOM needs pydicom: pip install hf-vq[medical]") from error
     return pydicom
+
+
+def dicom_errors() -> tuple[type[Exception], ...]:
+    """What reading a damaged DICOM file raises: `READ_ERRORS` and pydicom's own errors, which are no ValueErrors."""
+    errors = import_pydicom().errors
+    return (errors.InvalidDicomError, errors.BytesLengthException, *READ_ERRORS)
 
 
 def has_dicom_mark(path: str | Path) -> bool:
@@ -102,10 +108,9 @@ def read_radiograph(path: str | Path) -> Image.Image:
     """
     dataset = _read_elements(path)
     _check_kind(dataset, str(path))
-    pydicom = import_pydicom()
     try:
         shown = _displayed(dataset.pixel_array, dataset)
-    except (pydicom.errors.InvalidDicomError, *READ_ERRORS) as error:
+    except dicom_errors() as error:
         raise ValueError(
             f"{path}: found pixels that cannot be read ({one_line(error)}), expected a whole DICOM image; copy it "
             "again, or install the decoder that is named"
@@ -121,8 +126,10 @@ def _read_elements(path: str | Path) -> Any:
     """The elements of a DICOM file that describe its pixels."""
     pydicom = import_pydicom()
     try:
-        return pydicom.dcmread(path, specific_tags=list(PIXEL_ELEMENTS))
-    except (pydicom.errors.InvalidDicomError, *READ_ERRORS) as error:
+        dataset = pydicom.dcmread(path, specific_tags=list(PIXEL_ELEMENTS))
+        list(dataset)  # pydicom decodes an element when it is first asked for, and says then what is wrong with it
+        return dataset
+    except dicom_errors() as error:
         raise ValueError(
             f"{path}: found no readable DICOM file ({one_line(error)}), expected a radiograph; copy or convert it again"
         ) from error

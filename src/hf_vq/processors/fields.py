@@ -3,6 +3,9 @@
 import math
 from typing import Any
 
+# Some libraries quote what they read, which may be as long as a file.
+_LONGEST_MESSAGE = 1000
+
 
 def interval(name: str, values: Any) -> list[float]:
     """Returns [low, high] as floats.
@@ -21,5 +24,6 @@ def interval(name: str, values: Any) -> list[float]:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the message of another library's error on one line, its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Returns the message of another library's error on one line, cut where it is long, its type where it has none."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]} ..."
