@@ -220,6 +220,11 @@ def test_the_callback_gets_the_tensors_asked_for(asked, given):
     assert seen == [given] * 4
 
 
+def test_codes_that_a_callback_returns_under_another_name_are_not_lost_in_silence():
+    with pytest.raises(ValueError, match=r"returned \['codes'\], which change nothing"):
+        codes_of(make(), 0, callback_on_step_end=lambda pipeline, step, timestep, tensors: {"codes": 0})
+
+
 def test_tuple_output():
     images, codes = make()(0, num_inference_steps=2, generator=generator(), output_type="latent", return_dict=False)
     assert torch.equal(images, codes)

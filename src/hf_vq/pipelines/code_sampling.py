@@ -95,7 +95,9 @@ class CodeSamplingPipeline(PushedWithCard, DiffusionPipeline):
                 codes = self._settle(codes, timestep, predict_logits, step_arguments)
                 if callback_on_step_end is not None:
                     tensors = {name: value for name, value in {"latents": codes}.items() if name in names}
-                    codes = callback_on_step_end(self, step, timestep, tensors).pop("latents", codes)
+                    returned = callback_on_step_end(self, step, timestep, tensors)
+                    self._check_returned(returned)
+                    codes = returned.get("latents", codes)
                 progress_bar.update()
         return codes.view(-1, *self.transformer.config.code_grid)
 
@@ -163,6 +165,14 @@ class CodeSamplingPipeline(PushedWithCard, DiffusionPipeline):
         if unknown:
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs {unknown} are unknown; choose from {self._callback_tensor_inputs}"
+            )
+
+    def _check_returned(self, tensors: dict[str, Any]) -> None:
+        """Refuses what would be lost, such as codes under another name."""
+        unknown = sorted(set(tensors) - set(self._callback_tensor_inputs))
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end returned {unknown}, which change nothing; return {self._callback_tensor_inputs}"
             )
 
 

@@ -53,7 +53,10 @@ class PipelineTesterConfig(testing_utils.BasePipelineTesterConfig):
 
     callback_cfg_params = frozenset()
 
-    @pytest.mark.skip("it moves only components named as in diffusers; tests of the pipeline's own method stand for it")
+    @pytest.mark.skip(
+        "it moves only components named as in diffusers; "
+        "where there is an accelerator, test_pipeline_level_group_offloading_inference stands for it"
+    )
     def test_group_offloading_inference(self):
         pass
 
