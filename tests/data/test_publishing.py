@@ -169,25 +169,26 @@ def test_texts_in_headers_and_names_are_pointed_out(publication):
     assert any("(the first is train_0) and the columns age are uploaded" in note for note in publication.notes)
 
 
-def test_reports_and_digests_of_secrets_stay_here(cohort, tmp_path):
+@pytest.mark.parametrize(("noted", "published"), [("rendered", "rendered"), ("0123456789abcdef", "given")])
+def test_reports_and_digests_of_secrets_stay_here(cohort, tmp_path, noted, published):
     for split in phantom.COUNTS:
         (tmp_path / "cohort").mkdir(exist_ok=True)
         (tmp_path / "cohort" / split).symlink_to(cohort / split)
-    settings = {"size": [16] * 3, "radiographs": "rendered", "salt_digest": "5a17", "splits_digest": "1157"}
+    settings = {"size": [16] * 3, "radiographs": noted, "salt_digest": "5a17", "splits_digest": "1157"}
     (tmp_path / "cohort" / "preparation.json").write_text(json.dumps(settings))
     for name in ("report.csv", "report.md", "splits.csv"):
         (tmp_path / "cohort" / name).write_text("patient Smith")
     publication = write_publication(tmp_path / "cohort", tmp_path / "out", NAME)
     assert json.loads((tmp_path / "out" / "preparation.json").read_text()) == {
         "size": [16] * 3,
-        "radiographs": "rendered",
+        "radiographs": published,
     }
     assert not {"report.csv", "report.md", "splits.csv"} & set(publication.files)
     for path in publication.files:
         content = (tmp_path / "out" / path).read_bytes()
         assert b"Smith" not in content and b"5a17" not in content and b"1157" not in content
     assert "Patients, never scans, were divided" in str(publication.card)
-    assert "with parallel rays" in str(publication.card)
+    assert ("with parallel rays" in str(publication.card)) == (noted == "rendered")
 
 
 def save_codes(folder):

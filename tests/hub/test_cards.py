@@ -361,6 +361,9 @@ def test_nothing_tells_of_folders_or_subjects(trained: dict[str, Path], tmp_path
 def test_paths_are_shortened_and_other_slashes_left_alone() -> None:
     assert without_paths("of `/home/me/my runs/pipeline`, see ~/notes.txt") == "of `pipeline`, see notes.txt"
     assert without_paths("of `runs/pipeline` and C") == "of `pipeline` and C"
+    for path in (r"C:\Users\me\a.json", "C:/Users/me/a.json", r"\\server\share\a.json"):
+        assert without_paths(f"see {path}, then") == "see a.json, then"
+    assert public_metrics({"settings": {"data": ["cohorts/one"]}}) == {"settings": {"data": ["one"]}}
     for text in ("https://github.com/eigenvivek/DiffDRR", "test/validation", "511 / 512", "someone/tiny"):
         assert without_paths(text) == text
     settings = {"data": "cohorts/one", "programs": [{"folder": "C:\\runs\\generated", "shuffled": None}]}

@@ -307,7 +307,7 @@ def _public(value: Any, name: str = "") -> Any:
     if isinstance(value, Mapping):
         return {key: _public(entry, key) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_public(entry) for entry in value]
+        return [_public(entry, name) for entry in value]
     if not isinstance(value, str):
         return value
     return _last_part(value) if name in PATH_ENTRIES else without_subjects(value)
@@ -321,7 +321,8 @@ def _last_part(path: str) -> str:
 def without_paths(text: str) -> str:
     """A sentence with paths, in backticks or absolute ones, shortened to their last part."""
     quoted = re.sub(r"`([^`\n]*[/\\][^`\n]*)`", lambda match: f"`{_last_part(match[1])}`", text)
-    return re.sub(r"(?<![\w:/.])(~|\.{1,2})?/[^\s`'\",;)]+", lambda match: _last_part(match[0]), quoted)
+    absolute = r"(?<![\w:/.])((~|\.{1,2})?/|[A-Za-z]:[\\/]|\\\\)[^\s`'\",;)]+"
+    return re.sub(absolute, lambda match: _last_part(match[0]), quoted)
 
 
 def without_subjects(note: str) -> str:
