@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_vq import ViewsToVolumePipeline
 from hf_vq.commands.generate import generator_of, main
 from hf_vq.evaluation.volumes import find_generated
 from hf_vq.schedulers.scheduling_absorbing import SAMPLINGS
@@ -161,22 +162,24 @@ def voxels(path: Path) -> np.ndarray:
     return np.asarray(nibabel.load(path).dataobj)
 
 
-def test_one_subject_is_generated_as_in_a_data_set(flexible, write_split, tmp_path, capsys):
-    views = ("frontal", "lateral")
-    data = write_split(tmp_path / "data", "a", views)
-    expected = generated(flexible, data, tmp_path / "set", "--num_volumes_per_prompt", 2)
-    files = [f"{view}={data / 'test' / f'a_{view}.png'}" for view in views]
+def test_one_subject_gets_the_volumes_of_calls_with_the_following_seeds(flexible, tmp_path, capsys):
+    images = {view: draw(tmp_path, f"{view}.png", seed) for seed, view in enumerate(("frontal", "lateral"))}
+    files = [f"{view}={path}" for view, path in images.items()]
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    pipeline = ViewsToVolumePipeline.from_pretrained(flexible)
+    calls = [pipeline(images, num_inference_steps=2, generator=generator).volumes[0] for generator in generators]
+    expected = [np.asarray(volume.dataobj) for volume in calls]
     generate_one(flexible, tmp_path / "ct.nii.gz", "--views", *files, "--num_volumes_per_prompt", 2, "--uncertainty")
     names = [f"ct_{kind}.nii.gz" for kind in ("0", "1", "mean", "std")]
     assert sorted(path.name for path in tmp_path.glob("*.nii.gz")) == names
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == [str(tmp_path / n) for n in names]
     for sample in range(2):
-        np.testing.assert_array_equal(voxels(tmp_path / f"ct_{sample}.nii.gz"), expected[f"a_{sample}.nii.gz"])
-    samples = np.stack([volume.astype(np.float64) for volume in expected.values()])
+        np.testing.assert_array_equal(voxels(tmp_path / f"ct_{sample}.nii.gz"), expected[sample])
+    samples = np.stack([volume.astype(np.float64) for volume in expected])
     np.testing.assert_allclose(voxels(tmp_path / "ct_mean.nii.gz"), samples.mean(axis=0), atol=1)
     np.testing.assert_allclose(voxels(tmp_path / "ct_std.nii.gz"), samples.std(axis=0, ddof=1), atol=1)
     generate_one(flexible, tmp_path / "alone.nii", "--views", *files)
-    np.testing.assert_array_equal(voxels(tmp_path / "alone.nii"), expected["a_0.nii.gz"])
+    np.testing.assert_array_equal(voxels(tmp_path / "alone.nii"), expected[0])
 
 
 def test_one_subject_may_lack_a_view_where_the_model_allows_it(flexible, tmp_path):
@@ -225,7 +228,8 @@ def test_nothing_is_replaced_unasked(pipeline, tmp_path):
     [
         ([], "found none of the flags that say for whom"),
         (["--data", "cohort"], r"found \['--data'\], expected"),
-        (["--views", "frontal", "--output", "ct.nii"], r"found \['--output'\], expected"),
+        (["--output", "ct.nii"], r"found \['--output'\], expected"),
+        (["--views", "a.png", "b.png", "--output", "ct.nii"], r"--views: found a\.png b\.png, expected NAME=FILE"),
         (["--views", "frontal=a.png"], r"found \['--views NAME=FILE'\], expected"),
         (["--views", "frontal=a.png", "--data", "cohort", "--output_dir", "out"], "give one of the two pairs"),
         (["--views", "frontal=a.png", "lateral", "--output", "ct.nii"], "expected NAME=FILE for each"),

@@ -109,8 +109,8 @@ def test_a_dry_run_shows_all_and_touches_nothing(hub, pipeline, logged_in, capsy
     printed = capsys.readouterr().out
     for path in KINDS["views-to-volume"] - {"README.md", "model_index.json"}:
         assert f"{(pipeline / path).stat().st_size:,}  {path}\n" in printed
-    assert "README.md:\n---\n" in printed
-    assert "library_name: hf_vq" in printed
+    assert "README.md:\n# me/dry\n" in printed
+    assert "Not a medical device" in printed and "@inproceedings" in printed
     assert "logs.jsonl" not in printed
     assert printed.endswith("nothing was uploaded to me/dry\n")
     assert len(hub.requests) == requests

@@ -119,6 +119,8 @@ def check_args(args: argparse.Namespace) -> None:
 def _check_form(args: argparse.Namespace) -> None:
     """Raises ValueError unless the flags are those of one subject or those of a data set."""
     of_subject = {"--views NAME=FILE": view_files(args.views), "--output": args.output}
+    if args.output and args.views and not of_subject["--views NAME=FILE"]:
+        raise ValueError(f"--views: found {' '.join(args.views)}, expected NAME=FILE for each, such as frontal=a.png")
     of_data = {"--data": args.data, "--output_dir": args.output_dir}
     given = [flag for flag, value in {**of_subject, **of_data}.items() if value]
     if given not in (list(of_subject), list(of_data)):
@@ -148,15 +150,14 @@ def load_pipeline(args: argparse.Namespace) -> ViewsToVolumePipeline:
     return pipeline
 
 
-def sampling_arguments(args: argparse.Namespace, subjects: Sequence[int]) -> dict[str, Any]:
+def sampling_arguments(args: argparse.Namespace, generators: list[torch.Generator]) -> dict[str, Any]:
     """What the pipeline is asked for, whoever the subjects are."""
-    samples = range(args.num_volumes_per_prompt)
     return {
         "num_inference_steps": args.num_inference_steps,
         "num_volumes_per_prompt": args.num_volumes_per_prompt,
         "temperature": args.temperature,
         "top_p": args.top_p,
-        "generator": [generator_of(args.seed, index, sample) for index in subjects for sample in samples],
+        "generator": generators,
         "output_type": "nifti",
         "guidance_scale": args.guidance_scale,
         "return_uncertainty": args.uncertainty,
@@ -179,7 +180,9 @@ def generate_subject(args: argparse.Namespace) -> list[Path]:
     pipeline = load_pipeline(args)
     beam = BeamGeometry(*args.cone_beam) if args.cone_beam else None
     label = label_of(pipeline, args.class_label)
-    output: Any = pipeline(files, beam=beam, class_labels=label, **sampling_arguments(args, [0]))
+    # Volume k is that of a call of the pipeline with the seed + k, as on the page.
+    generators = [torch.Generator().manual_seed(args.seed + sample) for sample in range(args.num_volumes_per_prompt)]
+    output: Any = pipeline(files, beam=beam, class_labels=label, **sampling_arguments(args, generators))
     images = [*output.volumes, *((output.mean[0], output.std[0]) if args.uncertainty else ())]
     for path, image in zip(paths, images, strict=True):
         with atomic_file(path) as temporary:
@@ -218,11 +221,13 @@ def generate_batch(
     """Name of the subject, number of the sample, `mean` or `std`, and nibabel image for a few subjects."""
     shown = [(index + args.shuffle_views) % len(dataset) for index in subjects]
     names = args.views or pipeline.transformer.view_names
+    samples = range(args.num_volumes_per_prompt)
+    generators = [generator_of(args.seed, index, sample) for index in subjects for sample in samples]
     output: Any = pipeline(
         {name: [dataset.view_image(index, name) for index in shown] for name in names},
         beam=BeamGeometry(*args.cone_beam) if args.cone_beam else dataset.beam,
         class_labels=labels_of(pipeline, dataset, subjects),
-        **sampling_arguments(args, subjects),
+        **sampling_arguments(args, generators),
     )
     count = len(output.volumes) // len(subjects)
     for place, index in enumerate(subjects):

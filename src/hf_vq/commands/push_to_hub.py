@@ -7,7 +7,7 @@
 The folder is what a training or `save_pretrained` wrote. Of what it holds go configs, safetensors weights, processors,
 scheduler, the record of the training, the card and what the card shows; checkpoints, logs and all else stay behind. It
 is loaded first, and refused if others could not load it. The card is made of what the folder tells; a README.md that
-somebody wrote or changed goes as it is. `--dry_run` only says what would go, and shows the beginning of the card. Log
+somebody wrote or changed goes as it is. `--dry_run` only says what would go, and shows the card. Log
 in with `hf auth login` or set HF_TOKEN.
 """
 

@@ -23,7 +23,6 @@ from .architecture import read_json
 from .bundle import CLASSES, PACKAGE, WEIGHTS, Bundle, collect, with_requirement
 from .cards import CARD_FILE, build_card
 
-CARD_LINES = 30
 # What stands in the cards that transformers and diffusers write for what they have no card of.
 WRITTEN_BY_LIBRARY = "This model card has been automatically generated"
 COMPONENT_CARD = """
@@ -137,14 +136,13 @@ def upload(
 
 
 def describe(bundle: Bundle) -> str:
-    """What would be uploaded, for people: each file with its size, and the beginning of the card."""
+    """What would be uploaded, for people: each file with its size, and the card without its metadata."""
     sizes = bundle.sizes
     width = len(f"{max(sizes.values()):,}")
     files = "\n".join(f"{size:>{width},}  {path}" for path, size in sizes.items())
-    card = bundle.read(CARD_FILE).decode().strip().splitlines()
-    rest = [f"... ({len(card) - CARD_LINES} more lines)"] if len(card) > CARD_LINES else []
+    card = ModelCard(bundle.read(CARD_FILE).decode(), ignore_metadata_errors=True).text.strip()
     total = f"{sum(sizes.values()):,} bytes in {len(sizes)} files"
-    return "\n".join([f"{bundle.class_name}:", files, total, "", f"{CARD_FILE}:", *card[:CARD_LINES], *rest])
+    return "\n".join([f"{bundle.class_name}:", files, total, "", f"{CARD_FILE}:", card])
 
 
 def complete_upload(
