@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import constants, get_token
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -56,6 +56,36 @@ def writing(repo_id: str) -> Iterator[None]:
         if not (_is_from_the_hub(error) or isinstance(error, OSError)):
             raise
         raise ValueError(f"{repo_id}: {_why_not_written(error)}") from error
+
+
+def open_repository(
+    api: HfApi, repo_id: str, repo_type: str = "model", private: bool | None = None, revision: str | None = None
+) -> str:
+    """Makes sure that a repository, and a branch of it, is there to write to.
+
+    Args:
+        api: client.
+        repo_id: `name` or `owner/name`; made where it is missing.
+        repo_type: `"model"` or `"dataset"`.
+        private: whether a new one is hidden from others; by default as its owner's are.
+        revision: branch; made from the main one where it is missing.
+
+    Returns:
+        The id with its owner.
+
+    Raises:
+        ValueError: `private` is asked for and the repository is public.
+    """
+    repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+    if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+        kind = "data set" if repo_type == "dataset" else "repository"
+        raise ValueError(
+            f"{repo_id}: found a public {kind}, expected a private one; make it private in its settings or choose "
+            "another name"
+        )
+    if revision is not None:
+        api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
+    return repo_id
 
 
 def _why_not_written(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, DatasetCard, HfApi
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not in __all__
 
-from ..hub_access import writing
+from ..hub_access import open_repository, writing
 from .dataset_cards import DATA_FOLDER, Contents, codes_card, cohort_card
 from .description import ENCODING_FILE, describe_data
 from .measuring import measure
@@ -135,14 +135,7 @@ def upload(
     """Uploads what `write_publication` wrote, in one commit; see `push_dataset`."""
     api = HfApi() if api is None else api
     with writing(repo_id):
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        if private and not api.dataset_info(repo_id).private:
-            raise ValueError(
-                f"{repo_id}: found a public data set, expected a private one; make it private in its settings or "
-                "choose another name"
-            )
-        if revision is not None:
-            api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
+        repo_id = open_repository(api, repo_id, "dataset", private, revision)
         return api.upload_folder(
             repo_id=repo_id,
             repo_type="dataset",

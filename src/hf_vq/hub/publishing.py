@@ -17,7 +17,7 @@ from huggingface_hub import (
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ..files import looks_like_path
-from ..hub_access import writing
+from ..hub_access import open_repository, writing
 from ..models.loading import PIPELINE_FILE
 from .architecture import read_json
 from .bundle import CLASSES, PACKAGE, WEIGHTS, Bundle, collect, with_requirement
@@ -115,14 +115,7 @@ def upload(
     """
     api = HfApi() if api is None else api
     with writing(repo_id):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private and not api.repo_info(repo_id).private:
-            raise ValueError(
-                f"{repo_id}: found a public repository, expected a private one; make it private in its settings or "
-                "choose another name"
-            )
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        repo_id = open_repository(api, repo_id, private=private, revision=revision)
         stale = _stale_weights(api.list_repo_files(repo_id, revision=revision), bundle)
         return api.create_commit(
             repo_id,
