@@ -25,6 +25,8 @@ import torch  # noqa: E402
 
 if IS_WORKER:
     torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
 
 
 # The test-suites of other libraries: make test-peers.

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from .triton_search import is_supported, nearest_codes_kernel
+
 # A tile of scores is written by the matrix product and read by the maximum, so it should still be in the cache then:
 # codes by (vectors of one thread) make 4 MiB of float32 for each thread.
 TILE_CODES = 1024
@@ -24,7 +26,8 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
     first, which keeps the expanded square `|e|^2 - 2 z.e` accurate far from the origin. Between codes at the same
     computed distance the lowest index wins. Equal vectors get equal codes, wherever they stand in the batch, as long
     as the linear algebra library rounds equal products equally (MKL does). A vector with
-    a NaN gets some code in `[0, K)`.
+    a NaN gets some code in `[0, K)`. On CUDA devices a Triton kernel does it (`hf_vq.quantizers.triton_search`): tensor
+    cores first, in TF32, and float32 for the vectors whose nearest two codes TF32 cannot tell apart.
 
     Args:
         vectors: `(N, C)` floating point.
@@ -42,6 +45,8 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
             f"{tuple(codebook.shape)}"
         )
     with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
+        if not _is_exporting() and is_supported(vectors, codebook):
+            return nearest_codes_kernel(vectors, codebook)
         dtype = torch.promote_types(torch.promote_types(vectors.dtype, codebook.dtype), torch.float32)
         codebook = codebook.to(dtype)
         centre = codebook.mean(dim=0)
@@ -55,7 +60,7 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
 
 
 def _search_in_blocks(vectors: torch.Tensor, keys: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    """All codes at once for a block of vectors; the reduction of an accelerator needs no help."""
+    """All codes at once for a block of vectors, for accelerators without the kernel and for compiled graphs."""
     block = max(1, BLOCK_ELEMENTS // keys.shape[0])
     # A loop over blocks would tie a traced graph to one number of vectors.
     if _is_exporting() or vectors.shape[0] <= block:
