@@ -155,7 +155,9 @@ def _search_again(vectors: torch.Tensor, keys: Keys, codes: torch.Tensor, close:
     return torch.cat((codes, codes.new_zeros(1))).scatter_(0, targets, again)[:num_rows]
 
 
-def _merged(best: torch.Tensor, second: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _merged(
+    best: torch.Tensor, second: torch.Tensor, codes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Best score, second best and code of each row from those of the shares, each `(shares, N)`."""
     if best.shape[0] == 1:
         return best[0], second[0], codes[0].long()
