@@ -2,6 +2,7 @@
 
     python scripts/benchmark_quantizers.py --output benchmark.json
     python scripts/benchmark_quantizers.py --sizes 32768,64,1024 --tasks codes --repeats 21 --threads 1
+    python scripts/benchmark_quantizers.py --check
 
 Three tasks at each size (N vectors, C channels, K codes), in float32:
 
@@ -10,7 +11,8 @@ Three tasks at each size (N vectors, C channels, K codes), in float32:
 - `forward`: the layer in training mode, gradients wanted.
 - `training`: the same and the backward pass of the layer's loss plus the mean of its output.
 
-The limit beside them is the product `vectors @ codebook.T` into new memory, and in blocks of rows into one buffer.
+The limit beside them is the product `vectors @ codebook.T` into new memory, and in blocks of rows into one buffer; on
+CUDA the product in TF32 too, which is the precision of our kernel's first pass.
 Every layer has its package's default configuration and gets its input in the layout that it takes natively; our
 `VectorQuantizer` has `init="random", replace_after=None`, because the others neither run k-means nor replace codes by
 default; its EMA variant has `parameterization="plain", update="ema", sync_weight=0` too. Inputs and codes are random.
@@ -18,7 +20,9 @@ default; its EMA variant has `parameterization="plain", update="ema", sync_weigh
 Each measurement has its own process with a limit on its memory. Those of a task take turns, one run each, so that
 noise hits all alike; figures are medians. Memory is how far one run raises the peak of resident memory (on CUDA: of
 allocated memory) once input, layer and program are loaded. The other packages are optional:
-`pip install -e ".[benchmark]"` in a clone.
+`pip install -e ".[benchmark]"` in a clone. With `--output` the figures are saved as JSON, and the report as Markdown
+beside it. `--check` ends with status 1 where a ratio of this run breaks a limit: our layer slower than that of another
+package at some size, or, with 64 channels and more, its forward slower than 1.35 times the product.
 """
 
 import argparse
@@ -30,6 +34,7 @@ import re
 import resource
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -57,6 +62,9 @@ PRODUCT = "matrix product"
 PRODUCT_BLOCK = 1024
 OK, NOT_INSTALLED, OUT_OF_MEMORY = "ok", "not installed", "out of memory"
 PACKAGES = ("torch", "diffusers", "monai", "vector-quantize-pytorch")
+OURS = "hf_vq VectorQuantizer"
+# Greatest ratio of our layer's forward to the product, from this number of channels on.
+PRODUCT_LIMIT, PRODUCT_CHANNELS = 1.35, 64
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -115,6 +123,16 @@ def product_in_blocks(vectors: torch.Tensor, codebook: torch.Tensor) -> None:
         torch.mm(rows, codebook.T, out=buffer[: len(rows)])
 
 
+def product_in_tf32(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """The matrix product by tensor cores."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        return vectors @ codebook.T
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
 def hf_vq_layer(size: Size, **fields: object) -> Layer:
     """Our layer, without k-means and replacement."""
     fields = {"init": "random", "replace_after": None, **fields}
@@ -150,6 +168,7 @@ def monai_layer(size: Size) -> Layer:
 FUNCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
     PRODUCT: lambda vectors, codebook: vectors @ codebook.T,
     "matrix product, in blocks": product_in_blocks,
+    "matrix product, TF32": product_in_tf32,
     "hf_vq nearest_codes": nearest_codes,
     "torch.cdist, argmin": lambda vectors, codebook: torch.cdist(vectors, codebook).argmin(dim=1),
 }
@@ -356,7 +375,38 @@ def markdown(machine: dict[str, Any], results: Sequence[Result]) -> str:
         for name in dict.fromkeys(result.job.competitor for result in results if result.job.size == size):
             row = [cells(found.get((size, task, name)), found.get((size, task, PRODUCT))) for task in tasks]
             lines.append("| " + " | ".join([name, *(cell for part in row for cell in part)]) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *cost_against_size(results)])
+
+
+def cost_against_size(results: Sequence[Result]) -> list[str]:
+    """A table with a row for each size, so that the slope can be seen, of the first task that was measured."""
+    sizes = sorted({result.job.size for result in results})
+    task = next(task for task in TASKS if any(result.job.task == task for result in results))
+    found = {(r.job.size, r.job.competitor): cells(r, None) for r in results if r.job.task == task}
+    names = list(dict.fromkeys(result.job.competitor for result in results if result.job.task == task))
+    if len(sizes) < 2:
+        return []
+    lines = ["", f"### Cost against size: {TASKS[task]}, ms (MiB)", ""]
+    lines += ["| N, C, K | " + " | ".join(names) + " |", "|---" + "|--:" * len(names) + "|"]
+    for size in sizes:
+        row = [found.get((size, name), ["", "", ""]) for name in names]
+        lines.append(f"| {', '.join(map(str, size))} | " + " | ".join(f"{ms} ({mib})" for ms, _, mib in row) + " |")
+    return lines
+
+
+def broken_limits(results: Sequence[Result]) -> list[str]:
+    """What `--check` finds wrong: ratios within this run, never times."""
+    medians = {(r.job.size, r.job.task, r.job.competitor): r.median for r in results if r.median is not None}
+    broken = []
+    for (size, task, name), median in medians.items():
+        ours = medians.get((size, task, OURS))
+        if ours is None or task == "codes":
+            continue
+        is_product = name == PRODUCT and task == "forward" and size.channels >= PRODUCT_CHANNELS
+        limit = PRODUCT_LIMIT if is_product else 1.0
+        if (is_product or not name.startswith(("hf_vq", "matrix"))) and ours > limit * median:
+            broken.append(f"{tuple(size)}, {TASKS[task]}: {ours / median:.2f} times {name}, expected at most {limit}")
+    return broken
 
 
 def parse_size(text: str) -> Size:
@@ -369,7 +419,7 @@ def parse_size(text: str) -> Size:
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the script."""
-    names = [*FUNCTIONS, *LAYERS]
+    names = [name for name in (*FUNCTIONS, *LAYERS) if torch.cuda.is_available() or "TF32" not in name]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=DEFAULT_SIZES, metavar="N,C,K", help="vectors, channels, codes")
@@ -380,7 +430,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     limit = "10^9 bytes that a measuring process may have on the CPU; default: 80 %% of the machine's"
     parser.add_argument("--memory_limit_gb", type=float, default=0.8 * memory, help=limit)
-    parser.add_argument("--output", type=Path, help="JSON with all times")
+    parser.add_argument("--output", type=Path, help="JSON with all times; the report is saved beside it")
+    parser.add_argument("--check", action="store_true", help="exit status 1 where a ratio breaks its limit")
     return parser.parse_args(arguments)
 
 
@@ -402,12 +453,20 @@ def main() -> None:
     check_args(args)
     machine = describe_machine(args)
     results = run_all(args)
-    print(markdown(machine, results))
+    report = markdown(machine, results)
+    print(report)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         rows = [{**asdict(result), "job": result.job._asdict(), "median": result.median} for result in results]
-        with atomic_file(args.output) as path:
-            path.write_text(json.dumps({"machine": machine, "results": rows}, indent=2), encoding="utf-8")
+        text = json.dumps({"machine": machine, "results": rows}, indent=2)
+        for name, content in ((args.output, text), (args.output.with_suffix(".md"), report + "\n")):
+            with atomic_file(name) as path:
+                path.write_text(content, encoding="utf-8")
+    broken = broken_limits(results) if args.check else []
+    for line in broken:
+        print(f"slower than the limit: {line}", file=sys.stderr)
+    if broken:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

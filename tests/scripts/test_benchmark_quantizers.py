@@ -98,3 +98,27 @@ def test_table_gives_times_ratios_and_memory(script):
 def test_bad_flags_are_named(script, flags, words):
     with pytest.raises(ValueError, match=words):
         script["check_args"](script["parse_args"](flags))
+
+
+def test_check_looks_at_ratios_within_the_run(script):
+    size = script["Size"](10, 64, 4)
+
+    def broken(ours, product, rival, task="forward"):
+        figures = {LAYER: ours, PRODUCT: product, LUCIDRAINS: rival}
+        jobs = {name: script["Job"](size, task, name) for name in figures}
+        return script["broken_limits"]([script["Result"](jobs[name], "ok", [figures[name]]) for name in figures])
+
+    assert broken(1.3, 1.0, 1.4) == []
+    assert broken(1.3, 1.0, 1.2) == [f"(10, 64, 4), forward: 1.08 times {LUCIDRAINS}, expected at most 1.0"]
+    assert broken(1.4, 1.0, 1.5) == [f"(10, 64, 4), forward: 1.40 times {PRODUCT}, expected at most 1.35"]
+    assert broken(1.4, 1.0, 1.5, "training") == []
+
+
+def test_cost_against_size_has_a_row_for_each(script):
+    sizes = [script["Size"](rows, 2, 4) for rows in (10, 20)]
+    results = [
+        script["Result"](script["Job"](size, "codes", SEARCH), "ok", [0.001 * size.vectors], 0) for size in sizes
+    ]
+    lines = script["cost_against_size"](results)
+    assert lines[-2:] == ["| 10, 2, 4 | 10.0 (0) |", "| 20, 2, 4 | 20.0 (0) |"]
+    assert script["cost_against_size"](results[:1]) == []
