@@ -1,13 +1,19 @@
-"""Measures samplers and numbers of steps: quality, seconds and network evaluations of a trained pipeline.
+"""Measures samplers and numbers of steps: quality, seconds and network evaluations of a pipeline, or cost alone.
 
     python scripts/benchmark_sampling.py --pipeline pipeline --data cohort --output_dir sampling \\
         --samplers ancestral --steps 512
     python scripts/benchmark_sampling.py --pipeline pipeline --data cohort --output_dir sampling \\
         --samplers exact_count halton confidence --steps 4 8 16 32 64
+    python scripts/benchmark_sampling.py --cost --check --output_dir sampling-cost
 
-Every combination of `--samplers` and `--steps` becomes a row of sampling.json and sampling.md in the output folder.
-Rows that are there already are kept and not measured again, so that a run can be stopped and continued, and further
-runs add to the table; data, seed and machine must stay the same.
+With `--cost` it measures untrained transformers and needs neither pipeline nor data: seconds of sampling at the paper's
+size beside those of evaluating the full sequence of 512 context and 512 code tokens 512 times, then against batch,
+tokens and width. Both take turns, `--evaluations` each, and their medians are multiplied by the number of steps.
+`--check` ends with exit status 1 if a ratio of this run breaks its limit. Written to cost.md in the output folder.
+
+Otherwise every combination of `--samplers` and `--steps` becomes a row of sampling.json and sampling.md in the output
+folder. Rows that are there already are kept and not measured again, so that a run can be stopped and continued, and
+further runs add to the table; data, seed and machine must stay the same.
 
 - One sample: PSNR and SSIM against the true volume, averaged over a subject's samples; and of their voxel-wise mean.
 - Density and coverage (Naeem et al., 2020) of all samples in the volume tokenizer's features. The real volumes are
@@ -23,12 +29,9 @@ to `--reference`, paired by subject. A volume's randomness depends on seed, subj
 import argparse
 import json
 import math
-import os
-import platform
 import re
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,7 @@ from hf_vq.data import PairedDataset
 from hf_vq.evaluation.metrics import DEFAULT_NEAREST_K, DEFAULT_WINDOW, prdc, psnr_3d, ssim_3d
 from hf_vq.evaluation.report import summarize
 from hf_vq.evaluation.report_text import markdown_table
+from hf_vq.evaluation.sampling_cost import cost_cases, machine, report_costs
 from hf_vq.evaluation.tokenizer import VolumeTokenizer
 from hf_vq.evaluation.volumes import GridVolume, onto_grid, read_volume
 from hf_vq.files import atomic_file
@@ -51,7 +55,6 @@ from hf_vq.schedulers.scheduling_absorbing import SAMPLINGS, SCHEDULES
 from hf_vq.training.arguments import run
 
 AMUSED = "amused"
-PACKAGES = ("torch", "diffusers", "prdc")
 KEY = ("sampler", "steps", "schedule", "temperature", "top_p", "guidance_scale", "choice_temperature")
 COLUMNS = {
     ("one_sample", "psnr_3d"): ("PSNR 3D (dB)", 2),
@@ -68,8 +71,11 @@ Row = dict[str, Any]
 def make_parser() -> argparse.ArgumentParser:
     """Flags of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", required=True, help="folder or Hub id of a ViewsToVolumePipeline")
-    parser.add_argument("--data", required=True, help="paired folder or data set id")
+    parser.add_argument("--cost", action="store_true", help="measure cost alone, of untrained transformers")
+    parser.add_argument("--check", action="store_true", help="with --cost: fail where a ratio breaks its limit")
+    parser.add_argument("--evaluations", type=int, default=8, help="with --cost: turns for each size")
+    parser.add_argument("--pipeline", help="folder or Hub id of a ViewsToVolumePipeline")
+    parser.add_argument("--data", help="paired folder or data set id")
     parser.add_argument("--split", default="test")
     parser.add_argument("--output_dir", required=True, type=Path)
     names = [*SAMPLINGS, AMUSED]
@@ -96,7 +102,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def check_args(args: argparse.Namespace) -> None:
     """Raises ValueError for a request that cannot be met, before anything is loaded."""
-    lowest = {"num_subjects": 1, "num_samples": 1, "batch_size": 1, "nearest_k": 1, "seed": 0}
+    if args.cost == bool(args.pipeline or args.data) or (not args.cost and not (args.pipeline and args.data)):
+        raise ValueError("found no full request, expected --pipeline and --data, or --cost and neither of them")
+    lowest = {"evaluations": 1, "num_subjects": 1, "num_samples": 1, "batch_size": 1, "nearest_k": 1, "seed": 0}
     for name, least in lowest.items():
         value = getattr(args, name)
         if value is not None and value < least:
@@ -111,16 +119,11 @@ def check_args(args: argparse.Namespace) -> None:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What all rows of a table must have in common."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*: (.*)", info)
-    cpu = f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores"
     names = ("pipeline", "data", "split", "num_subjects", "num_samples", "batch_size", "nearest_k", "seed")
     return {
         **{name: getattr(args, name) for name in names},
         "window": list(args.window),
-        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
-        "threads": torch.get_num_threads(),
-        "versions": {"hf-vq": hf_vq.__version__, **{name: version(name) for name in PACKAGES}},
+        **machine(hf_vq.__version__),
     }
 
 
@@ -362,6 +365,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, load, measure, save."""
     args = make_parser().parse_args(arguments)
     check_args(args)
+    if args.cost:
+        broken = report_costs(cost_cases(), args.evaluations, args.output_dir, hf_vq.__version__)
+        raise SystemExit(1 if args.check and broken else 0)
     dataset = PairedDataset(args.data, args.split)
     args.num_subjects = min(args.num_subjects or len(dataset), len(dataset))
     pipeline = load_pipeline(args.pipeline)

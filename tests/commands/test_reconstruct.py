@@ -152,6 +152,16 @@ def test_small_grids_have_no_ssim(volume_tokenizer, scan, tmp_path, capsys):
     assert "SSIM none below 11 voxels a side" in capsys.readouterr().out
 
 
+def test_tiles_change_nothing_but_the_memory(volume_tokenizer, scan, tmp_path, capsys):
+    whole = nibabel.load(reconstruct(volume_tokenizer, scan, tmp_path / "whole.nii"))
+    expected = capsys.readouterr().out.replace("whole.nii", "tiled.nii")
+    tiled = nibabel.load(reconstruct(volume_tokenizer, scan, tmp_path / "tiled.nii", "--tile", 4))
+    assert capsys.readouterr().out == expected
+    np.testing.assert_allclose(tiled.get_fdata(), whole.get_fdata(), atol=1)  # rounded to whole HU
+    with pytest.raises(ValueError, match=r"tile_sample_size=5 must be .* multiple of the downsampling factor 4"):
+        reconstruct(volume_tokenizer, scan, tmp_path / "no.nii", "--tile", 5)
+
+
 def test_codes_of_several_codebooks_count_apart():
     codes = torch.tensor([[[0, 1], [1, 1]], [[0, 1], [2, 3]]])
     assert codes_in_use(codes, num_codebooks=2) == 6

@@ -204,6 +204,48 @@ def test_gradient_checkpointing_changes_nothing(position_embedding, context_atte
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.parametrize(
+    ("position_embedding", "context_attention", "causal"),
+    [*((*case, False) for case in CASES), *((*case, True) for case in CASES if case[1] == "prefix")],
+)
+def test_logits_of_some_positions_are_those_of_all(position_embedding, context_attention, causal):
+    order = {"causal": True, "code_order": torch.randperm(24).tolist()} if causal else {}
+    model, (codes, context) = make(position_embedding, context_attention, **order), inputs()
+    arguments = {"context": context, "view_mask": torch.tensor([[True, False], [True, True]])}
+    expected = model(codes, **arguments).sample
+    places = torch.tensor([[3, 0, 23], [7, 7, 1]])
+    of_places = model(codes, **arguments, positions=places).sample
+    torch.testing.assert_close(of_places, expected.take_along_dim(places[:, :, None], dim=1), rtol=1e-5, atol=1e-6)
+    for chosen in (torch.rand(2, 24) < 0.4, torch.zeros(2, 24, dtype=torch.bool), torch.ones(2, 24, dtype=torch.bool)):
+        of_chosen = model(codes, **arguments, positions=chosen).sample
+        torch.testing.assert_close(of_chosen, expected[chosen], rtol=1e-5, atol=1e-6)
+
+
+def test_the_head_is_computed_for_the_positions_asked_for_alone():
+    (codes, context), model, tokens = inputs(), make(), []
+    model.head.register_forward_pre_hook(lambda module, arguments: tokens.append(arguments[0].shape[:-1].numel()))
+    model.blocks[-1].mlp.register_forward_pre_hook(lambda module, arguments: tokens.append(len(arguments[0][0])))
+    model(codes, context, positions=torch.tensor([[3, 0, 23], [7, 8, 1]]))
+    model(codes, context)
+    assert tokens == [3, 2 * 3, 24, 2 * 24]
+
+
+@pytest.mark.parametrize(
+    "positions", [torch.zeros(2, 24), torch.zeros(3, 4, dtype=torch.int64), torch.zeros(2, 5, dtype=torch.bool)]
+)
+def test_bad_positions_are_named(positions):
+    with pytest.raises(ValueError, match=r"positions must be \(2, M\) int64 or \(2, 24\) bool"):
+        make()(*inputs(), positions=positions)
+
+
+def test_logits_of_some_positions_compile_into_one_graph():
+    model, (codes, context) = make("axial_rotary", "prefix"), inputs()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for places in (torch.tensor([[3, 0, 23], [7, 8, 1]]), torch.tensor([[4], [5]])):
+        expected = model(codes, context, positions=places).sample
+        torch.testing.assert_close(compiled(codes, context, positions=places).sample, expected)
+
+
 def test_it_learns_to_read_a_view():
     torch.manual_seed(0)
     model = make(num_codes=4, context_dim=4, context_grid=(2, 4), code_grid=(2, 2, 4), hidden_size=32).train()

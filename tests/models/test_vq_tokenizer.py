@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, BertConfig
 
 from hf_vq import VQTokenizer, VQTokenizerConfig
 from hf_vq.models import load_tokenizer
-from hf_vq.models.modeling_vq_tokenizer import depth_to_space
+from hf_vq.models.vq_tokenizer_blocks import depth_to_space
 
 QUANTIZER = {"codebook_size": 16, "codebook_dim": 4}
 SMALL = {
@@ -151,6 +151,42 @@ def test_gradient_checkpointing_changes_nothing(use_reentrant):
         torch.testing.assert_close(gradients[1][name], value)
 
 
+@pytest.mark.parametrize("name", ["2d, attention", "3d", "3d, as the ICCV 2023 authors"])
+def test_gradient_checkpointing_keeps_less_for_the_backward_pass(name):
+    kept = []
+    for checkpointing in (False, True):
+        model = VQTokenizer(VQTokenizerConfig(**CASES[name][0])).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        kept.append(0)
+
+        def note(tensor):
+            kept[-1] += tensor.nbytes if tensor.grad_fn is not None else 0
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            model(torch.randn(CASES[name][1]))
+    assert kept[1] < 0.5 * kept[0]
+
+
+@pytest.mark.parametrize("name", ["2d", "2d, attention", "2d, nearest resampling", "3d"])
+def test_channels_last_changes_no_result_and_no_block_leaves_it(name):
+    fields, shape, _ = CASES[name]
+    torch.manual_seed(0)
+    model = VQTokenizer(VQTokenizerConfig(**{**fields, "in_channels": 3})).eval()
+    pixel_values = torch.randn(shape[0], 3, *shape[2:])
+    expected = model(pixel_values)
+    memory_format = torch.channels_last if fields["spatial_dims"] == 2 else torch.channels_last_3d
+    model.to(memory_format=memory_format)
+    formats = []
+    for block in [*model.encoder.blocks, *model.decoder.blocks]:
+        block.register_forward_hook(lambda *parts: formats.append(parts[-1].is_contiguous(memory_format=memory_format)))
+    output = model(pixel_values.contiguous(memory_format=memory_format))
+    assert formats and all(formats)
+    torch.testing.assert_close(output.sample, expected.sample)
+    assert torch.equal(output.codes, expected.codes)
+
+
 def test_a_few_steps_lower_the_loss():
     torch.manual_seed(0)
     model = VQTokenizer(VQTokenizerConfig(**CASES["2d"][0])).train()
@@ -192,9 +228,14 @@ def test_config_without_the_newer_fields_means_their_defaults():
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_depth_to_space_matches_its_definition(spatial_dims):
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_depth_to_space_matches_its_definition(spatial_dims, channels_last):
     tensor = torch.randn(2, 3 * 2**spatial_dims, *[4] * spatial_dims)
+    memory_format = torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
+    if channels_last:
+        tensor = tensor.contiguous(memory_format=memory_format)
     output = depth_to_space(tensor, 2, spatial_dims)
+    assert output.is_contiguous(memory_format=memory_format if channels_last else torch.contiguous_format)
     if spatial_dims == 2:
         assert torch.equal(output, torch.nn.functional.pixel_shuffle(tensor, 2))
     coarse, fine = (1, 3, 2)[:spatial_dims], (1, 0, 1)[:spatial_dims]

@@ -74,11 +74,11 @@ def generator(seed=0):
 
 
 def first_logits(pipe, given, **arguments):
-    """What the scheduler gets in the first step, where all codes are masks."""
+    """`(volumes, 24, K)` that the scheduler gets in the first step, where all codes are masks."""
     seen, step = [], pipe.scheduler.step
 
     def record(logits, *rest, **keywords):
-        seen.append(logits)
+        seen.append(logits.unflatten(0, (-1, 24)))
         return step(logits, *rest, **keywords)
 
     pipe.scheduler.step = record
@@ -428,7 +428,7 @@ def test_a_callback_may_change_the_guidance(scales):
     step = pipe.scheduler.step
 
     def record(logits, timestep, codes, **arguments):
-        before.append(codes)
+        before.append((codes, arguments["positions"]))
         after.append(logits)
         return step(logits, timestep, codes, **arguments)
 
@@ -441,9 +441,19 @@ def test_a_callback_may_change_the_guidance(scales):
     arguments = {"generator": generator(), "output_type": "latent", "callback_on_step_end": callback}
     pipe(given, num_inference_steps=2, guidance_scale=scales[0], **arguments)
     context = pipe.encode_views(given)
-    for codes, logits, scale in zip(before, after, scales, strict=True):
+    for (codes, chosen), logits, scale in zip(before, after, scales, strict=True):
         shown, hidden = pipe.transformer(codes, context=context).sample, pipe.transformer(codes).sample
-        torch.testing.assert_close(logits, hidden + scale * (shown - hidden), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits, (hidden + scale * (shown - hidden))[chosen], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("context_attention", ["full", "prefix"])
+def test_the_views_are_encoded_once_for_all_volumes_of_a_subject(context_attention):
+    pipe, given, rows = make(context_attention), views(), []
+    pipe.transformer.context_projection.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    codes = pipe(given, num_inference_steps=4, num_volumes_per_prompt=3, generator=generator()).codes
+    subjects = len(codes) // 3
+    # the paper's view tokens depend on the codes, so each step computes them anew for every volume
+    assert rows == ([subjects] if context_attention == "prefix" else [3 * subjects] * 4)
 
 
 def test_callback_sees_every_step():

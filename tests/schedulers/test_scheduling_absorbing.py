@@ -316,6 +316,28 @@ def test_confidence_s_noise_is_standard_gumbel_noise_that_fades_with_the_mask_ra
     assert share == pytest.approx(0.75 / 1.75, abs=0.0125)  # five standard deviations
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("steps", [3, 20])
+def test_logits_of_the_positions_alone_give_the_codes_of_all_logits(sampling, steps):
+    scheduler = AbsorbingScheduler(9, sampling=sampling)
+    scheduler.set_timesteps(steps, code_grid=(3, 4))
+    table, codes = torch.randn(2, 12, 9, generator=generator(5)), torch.full((2, 12), 9)
+    sources = generator(), generator()
+    for timestep in scheduler.timesteps:
+        halton_ranks = scheduler._halton_ranks
+        expected = scheduler.step(table, timestep, codes, generator=sources[0], top_p=0.9).prev_sample
+        scheduler._halton_ranks = halton_ranks
+        positions = scheduler.select_positions(codes, timestep, sources[1])
+        wanted = codes == 9 if positions is None else positions & (codes == 9)
+        chosen = {"positions": positions, "generator": sources[1], "top_p": 0.9}
+        output = scheduler.step(table[wanted], timestep, codes, **chosen)
+        assert output.pred_original_sample is None
+        assert torch.equal(output.prev_sample, expected)
+        codes = expected
+    with pytest.raises(ValueError, match="model_output has 5 rows for 24 positions"):
+        scheduler.step(table[0, :5], scheduler.timesteps[-1], torch.full((2, 12), 9))
+
+
 def test_positions_are_checked_and_settled_ones_stay():
     scheduler, logits = AbsorbingScheduler(MASK), torch.randn(1, 4, MASK)
     scheduler.set_timesteps(2)

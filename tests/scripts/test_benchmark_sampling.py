@@ -210,6 +210,8 @@ def test_a_subject_is_left_out_with_its_samples_and_its_true_volume(script):
     ("more", "words"),
     [
         (["--steps", "0"], "--steps: found 0"),
+        (["--evaluations", "0"], "--evaluations: found 0"),
+        (["--cost"], "expected --pipeline and --data, or --cost and neither of them"),
         (["--num_samples", "0"], "--num_samples: found 0"),
         (["--num_subjects", "0"], "--num_subjects: found 0"),
         (["--reference", "ancestral"], "--reference: found 'ancestral'"),

@@ -68,7 +68,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def _add_sampling(group: Any) -> None:
     add = group.add_argument
     add("--num_volumes_per_prompt", type=int, default=1, help="volumes for each subject")
-    add("--num_inference_steps", type=int, default=32)
+    add("--num_inference_steps", type=int, default=16)
     add("--temperature", type=float, default=1.0)
     add("--top_p", type=float, default=1.0)
     add("--sampling", choices=SAMPLINGS, help="order of the codes; as the pipeline was saved by default")

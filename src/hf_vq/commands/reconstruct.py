@@ -35,7 +35,7 @@ from ..evaluation.optional import import_extra
 from ..files import atomic_file
 from ..models import load_tokenizer, read_config
 from ..processors import CTVolumeProcessor, XrayImageProcessor
-from ..processors.image_processing_xray import open_image
+from ..processors.image_files import open_image
 from ..processors.scans import read_scan
 from .outputs import check_new, split_suffix
 from .sources import local_folder, read_json
@@ -55,6 +55,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--input", required=True, type=Path, help="NIfTI file, folder of a DICOM series, or image")
     parser.add_argument("--output", required=True, type=Path, help=".nii.gz or .nii for a volume, .png for an image")
     parser.add_argument("--codes", type=Path, metavar="FILE", help="also write the codes, .npz or .safetensors")
+    parser.add_argument("--tile", type=int, metavar="N", help="in tiles of N voxels (pixels) a side, to save memory")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     return parser.parse_args(arguments)
 
@@ -200,7 +201,9 @@ def reconstruct_image(tokenizer: Any, processor: Any, source: Path) -> Reconstru
 
 def _through(tokenizer: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and reconstruction of one input, on the CPU."""
-    codes = tokenizer.encode(pixel_values.to(tokenizer.device, tokenizer.dtype)).codes
+    # With tiles, it is they that travel to the tokenizer.
+    device = tokenizer.device if tokenizer.tiling is None else pixel_values.device
+    codes = tokenizer.encode(pixel_values.to(device, tokenizer.dtype)).codes
     return codes[0].cpu(), tokenizer.decode(codes).sample.float().cpu()
 
 
@@ -264,6 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_args(args)
     wants_volume = is_volume(args.input)
     tokenizer, processor = load_parts(args.tokenizer, wants_volume, args.revision)
+    if args.tile is not None:
+        tokenizer.enable_tiling(args.tile)
     reconstruct = reconstruct_volume if wants_volume else reconstruct_image
     made = reconstruct(tokenizer, processor, args.input)
     size, books = int(tokenizer.config.quantizer_config.codebook_size), int(tokenizer.config.num_codebooks)

@@ -16,6 +16,8 @@ OUTPUT_ACTIVATIONS = ("silu", None)
 LATENT_KERNEL_SIZES = (1, 3)
 # With num_norm_groups=None: so many groups for widths above that number, one group for the others.
 AUTOMATIC_NORM_GROUPS = 32
+# A width or count beyond it is a slip of the pen, which would fill the memory before anyone saw it.
+MAX_NUMBER = 1 << 16
 
 
 @strict
@@ -146,8 +148,16 @@ class VQTokenizerConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {choices}")
         if self.quantizer_config.channel_last:
             raise ValueError("quantizer.channel_last=True does not fit convolutional features; leave it at False")
+        self._check_numbers()
         self._check_levels()
         self._check_widths()
+
+    def _check_numbers(self) -> None:
+        for name in ("in_channels", "base_channels", "stem_stride", "num_res_blocks"):
+            if not 1 <= getattr(self, name) <= MAX_NUMBER:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1 and at most {MAX_NUMBER}")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range={self.initializer_range} must be finite and at least 0")
 
     def _check_levels(self) -> None:
         num_levels = len(self.channel_multipliers)

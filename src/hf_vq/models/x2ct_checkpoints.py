@@ -18,8 +18,8 @@ from torch import nn
 
 from .configuration_vq_tokenizer import VQTokenizerConfig
 from .modeling_code_transformer import DEFAULT_VIEW_AXES, CodeTransformer
-from .modeling_vq_tokenizer import (
-    VQTokenizer,
+from .modeling_vq_tokenizer import VQTokenizer
+from .vq_tokenizer_blocks import (
     VQTokenizerAttentionBlock,
     VQTokenizerDepthwiseBlock,
     VQTokenizerNearestUpsample,

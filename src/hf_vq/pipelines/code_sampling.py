@@ -12,6 +12,7 @@ from ..schedulers import AbsorbingScheduler
 from ..sharing import PushedWithCard
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
+PredictLogits = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 class CodeSamplingPipeline(PushedWithCard, DiffusionPipeline):
@@ -61,7 +62,7 @@ class CodeSamplingPipeline(PushedWithCard, DiffusionPipeline):
     def sample_codes(
         self,
         codes: torch.Tensor,
-        predict_logits: Callable[[torch.Tensor], torch.Tensor],
+        predict_logits: PredictLogits,
         num_inference_steps: int,
         step_arguments: dict[str, Any],
         callback_on_step_end: StepCallback | None = None,
@@ -70,11 +71,12 @@ class CodeSamplingPipeline(PushedWithCard, DiffusionPipeline):
         """Settles all masked codes; with any scheduler a code that is not masked stays, unless the callback changes it.
 
         A scheduler with `select_positions` is asked first what a step will settle, and the transformer only if that is
-        something: its logits depend on the codes alone.
+        something, and only for the logits of these positions: they depend on the codes alone.
 
         Args:
             codes: `(B, N)` int64 codes to start from.
-            predict_logits: turns codes `(B, N)` into logits `(B, N, K)`.
+            predict_logits: turns codes `(B, N)` and places `(B, M)` int64 into logits `(B, M, K)`, and codes and `None`
+                into `(B, N, K)`.
             num_inference_steps: steps, at least 1, and at most as many calls of `predict_logits`.
             step_arguments: further arguments of `scheduler.step`, from `_step_arguments`.
             callback_on_step_end: as in `__call__`.
@@ -112,22 +114,25 @@ class CodeSamplingPipeline(PushedWithCard, DiffusionPipeline):
         self,
         codes: torch.Tensor,
         timestep: torch.Tensor,
-        predict_logits: Callable[[torch.Tensor], torch.Tensor],
+        predict_logits: PredictLogits,
         step_arguments: dict[str, Any],
     ) -> torch.Tensor:
         """Codes after one step."""
-        positions, chosen = None, {}
-        if hasattr(self.scheduler, "select_positions"):
-            positions = self.scheduler.select_positions(codes, timestep, step_arguments["generator"])
-            chosen = {"positions": positions}
+        masked = codes == self.transformer.mask_token_id
+        if not hasattr(self.scheduler, "select_positions"):
+            self._num_network_evaluations += 1
+            stepped = self.scheduler.step(predict_logits(codes, None), timestep, codes, **step_arguments).prev_sample
+            # AmusedScheduler masks a code again in a row that has no mask left.
+            return torch.where(masked, stepped, codes)
+        positions = self.scheduler.select_positions(codes, timestep, step_arguments["generator"])
+        places, is_real = _padded_places(masked if positions is None else masked & positions)
         logits = None
-        if positions is None or bool(positions.any()):
-            logits = predict_logits(codes)
+        if places.shape[1]:
+            logits = predict_logits(codes, places)[is_real]
             self._num_network_evaluations += 1
         # Without logits the step still draws: a seed gives the same codes, however many steps go without the network.
-        stepped = self.scheduler.step(logits, timestep, codes, **step_arguments, **chosen).prev_sample
-        # AmusedScheduler masks a code again in a row that has no mask left.
-        return torch.where(codes == self.transformer.mask_token_id, stepped, codes)
+        stepped = self.scheduler.step(logits, timestep, codes, **step_arguments, positions=positions).prev_sample
+        return torch.where(masked, stepped, codes)
 
     def _step_arguments(self, generator: Any, temperature: float, top_p: float) -> dict[str, Any]:
         if not isinstance(self.scheduler, AmusedScheduler):
@@ -174,6 +179,15 @@ class CodeSamplingPipeline(PushedWithCard, DiffusionPipeline):
             raise ValueError(
                 f"callback_on_step_end returned {unknown}, which change nothing; return {self._callback_tensor_inputs}"
             )
+
+
+def _padded_places(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where rows `(B, N)` of booleans are true: `(B, M)` int64 in rising order, M of the row with the most, and which
+    of them are real: the rows with fewer are filled up."""
+    counts = chosen.sum(dim=1, keepdim=True)
+    longest = int(counts.max())
+    places = chosen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
+    return places, torch.arange(longest, device=chosen.device) < counts
 
 
 def check_belong_together(pairs: dict[str, tuple[Any, Any]]) -> None:

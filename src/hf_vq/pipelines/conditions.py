@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,8 @@ def check_label_dropout(transformer: CodeTransformer, unlabelled: bool) -> None:
 
 def check_guidance_scale(guidance_scale: float) -> None:
     """Raises ValueError unless the scale is finite and at least 0."""
-    if not 0 <= guidance_scale < float("inf"):
-        raise ValueError(f"guidance_scale must be finite and at least 0; got {guidance_scale}")
+    if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale < float("inf"):
+        raise ValueError(f"guidance_scale must be finite and at least 0; got {guidance_scale!r}")
 
 
 def guided_logits(conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:

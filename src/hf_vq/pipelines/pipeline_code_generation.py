@@ -1,6 +1,6 @@
 """Pipeline that generates images from codes, without a condition or from a class label."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from diffusers.image_processor import VaeImageProcessor
 
 from ..models import CodeTransformer, VQTokenizer
 from ..schedulers import AbsorbingScheduler
-from .code_sampling import CodeSamplingPipeline, StepCallback, check_belong_together, shared_pairs
+from .code_sampling import CodeSamplingPipeline, PredictLogits, StepCallback, check_belong_together, shared_pairs
 from .conditions import check_guidance_scale, check_label_dropout, class_numbers, guided_logits, prompt_labels
 from .pipeline_output import CodeGenerationPipelineOutput
 
@@ -137,18 +137,20 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
             )
         check_label_dropout(self.transformer, is_guided or unlabelled)
 
-    def _predictor(self, labels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Function from codes to logits, guided where asked for."""
+    def _predictor(self, labels: torch.Tensor) -> PredictLogits:
+        """Function from codes and places to logits, guided where asked for."""
         transformer = self.transformer
         both = torch.cat((labels, torch.full_like(labels, -1)))
 
-        def predict(codes: torch.Tensor) -> torch.Tensor:
+        def predict(codes: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
             self._check_guidance(labels)
             if not transformer.config.num_classes:
-                return transformer(codes).sample
+                return transformer(codes, positions=places).sample
             if self.guidance_scale == 1:
-                return transformer(codes, class_labels=labels).sample
-            with_label, without = transformer(codes.repeat(2, 1), class_labels=both).sample.chunk(2)
+                return transformer(codes, class_labels=labels, positions=places).sample
+            twice = None if places is None else places.repeat(2, 1)
+            logits = transformer(codes.repeat(2, 1), class_labels=both, positions=twice).sample
+            with_label, without = logits.chunk(2)
             return guided_logits(with_label, without, self.guidance_scale)
 
         return predict

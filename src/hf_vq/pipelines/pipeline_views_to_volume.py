@@ -1,6 +1,6 @@
 """Pipeline from 2D views to 3D volumes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from ..models import CodeTransformer, VQTokenizer
 from ..processors import BeamGeometry, CTVolumeProcessor, XrayImageProcessor
 from ..processors.geometry import grid_affine, import_nibabel, to_array_axes
 from ..schedulers import AbsorbingScheduler
-from .code_sampling import CodeSamplingPipeline, StepCallback, check_belong_together, shared_pairs
+from .code_sampling import CodeSamplingPipeline, PredictLogits, StepCallback, check_belong_together, shared_pairs
 from .conditions import check_guidance_scale, check_label_dropout, guided_logits, prompt_labels
 from .given_views import GivenViews, read_views
 from .pipeline_output import ViewsToVolumePipelineOutput
@@ -65,7 +65,7 @@ class ViewsToVolumePipeline(CodeSamplingPipeline):
     def __call__(
         self,
         views: Mapping[str, Any] | Sequence[Mapping[str, Any]],
-        num_inference_steps: int = 32,
+        num_inference_steps: int = 16,
         num_volumes_per_prompt: int = 1,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -180,19 +180,18 @@ class ViewsToVolumePipeline(CodeSamplingPipeline):
         labels = torch.tensor(numbers, dtype=torch.int64, device=self._execution_device)
         return labels.repeat_interleave(num_volumes_per_prompt)
 
-    def _predictor(
-        self, given: GivenViews, labels: torch.Tensor | None, num_volumes_per_prompt: int
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Function from codes to logits, guided where asked for."""
+    def _predictor(self, given: GivenViews, labels: torch.Tensor | None, num_volumes_per_prompt: int) -> PredictLogits:
+        """Function from codes and places to logits, guided where asked for."""
         transformer, label_arguments = self.transformer, {} if labels is None else {"class_labels": labels}
         view_arguments = self._view_arguments(given, num_volumes_per_prompt)
 
-        def predict(codes: torch.Tensor) -> torch.Tensor:
-            with_views = transformer(codes, **view_arguments, **label_arguments).sample
+        def predict(codes: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+            with_views = transformer(codes, **view_arguments, **label_arguments, positions=places).sample
             if self.guidance_scale == 1:
                 return with_views
             check_guidance_scale(self.guidance_scale)
-            return guided_logits(with_views, transformer(codes, **label_arguments).sample, self.guidance_scale)
+            without = transformer(codes, **label_arguments, positions=places).sample
+            return guided_logits(with_views, without, self.guidance_scale)
 
         return predict
 
@@ -200,15 +199,20 @@ class ViewsToVolumePipeline(CodeSamplingPipeline):
         """The transformer's arguments for the views of every volume, which no step changes."""
         if not given.names:
             return {}
-        context = self.encode_views(given).repeat_interleave(num_volumes_per_prompt, dim=0)
+
+        def for_each_volume(of_subjects: torch.Tensor) -> torch.Tensor:
+            return of_subjects.repeat_interleave(num_volumes_per_prompt, dim=0)
+
+        context = self.encode_views(given)
         ids = torch.tensor([self.transformer.view_names.index(name) for name in given.names], device=context.device)
-        view_ids, view_mask = ids.expand(context.shape[:2]), None
-        if not bool(given.present.all()):
-            view_mask = given.present.repeat_interleave(num_volumes_per_prompt, dim=0).to(context.device)
+        view_ids = ids.expand(context.shape[:2])
+        present = None if bool(given.present.all()) else given.present.to(context.device)
+        view_mask = None if present is None else for_each_volume(present)
         if self.transformer.config.context_attention == "prefix":
-            key_values = self.transformer.encode_context(context, view_ids, view_mask)
+            of_subjects = self.transformer.encode_context(context, view_ids, present)
+            key_values = [(for_each_volume(key), for_each_volume(value)) for key, value in of_subjects]
             return {"context_key_values": key_values, "view_mask": view_mask}
-        return {"context": context, "view_ids": view_ids, "view_mask": view_mask}
+        return {"context": for_each_volume(context), "view_ids": for_each_volume(view_ids), "view_mask": view_mask}
 
     def _output(
         self,

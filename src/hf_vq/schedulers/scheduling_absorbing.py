@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
@@ -16,6 +17,8 @@ from .halton import shifted_halton_ranks
 SCHEDULES = ("linear", "cosine")
 SAMPLINGS = ("ancestral", "exact_count", "confidence", "halton", "sequential")
 MASKINGS = ("random", "exact_count")
+MAX_INFERENCE_STEPS = 100_000
+"""Steps beyond any use: no more of them than there are codes change one, and each is looked up among all."""
 
 Generator = torch.Generator | Sequence[torch.Generator] | None
 
@@ -27,7 +30,7 @@ class AbsorbingSchedulerOutput(BaseOutput):
     Args:
         prev_sample: `(B, N)` int64, the codes at the next, smaller timestep; input of the next model call.
         pred_original_sample: `(B, N)` int64, `sample` with every mask filled by the likeliest code, for previews;
-            `None` where the step was made without logits.
+            `None` where the step was made without the logits of all positions.
     """
 
     prev_sample: torch.Tensor
@@ -81,7 +84,7 @@ class AbsorbingScheduler(PushedWithCard, SchedulerMixin, ConfigMixin):
         choice_temperature: float = 4.5,
         code_order: Sequence[int] | None = None,
     ) -> None:
-        _check_config(schedule, sampling, masking, choice_temperature, code_order)
+        _check_config(mask_token_id, schedule, sampling, masking, choice_temperature, code_order)
         self._keep_arguments_given_by_position()
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0, dtype=torch.float64)
@@ -115,15 +118,21 @@ class AbsorbingScheduler(PushedWithCard, SchedulerMixin, ConfigMixin):
         """Sets `timesteps`, `num_inference_steps` mask rates from 1 downwards (float64; the end, 0, is not listed).
 
         Args:
-            num_inference_steps: steps, at least 1.
+            num_inference_steps: steps, 1 to `MAX_INFERENCE_STEPS`.
             device: where the timesteps are kept.
             code_grid: sides of the code grid, one to three, which `sampling="halton"` needs; the pipelines give it.
 
         Raises:
-            ValueError: if `num_inference_steps` is below 1.
+            ValueError: if `num_inference_steps` is no whole number or out of range.
         """
-        if num_inference_steps < 1:
+        whole = isinstance(num_inference_steps, Integral) and not isinstance(num_inference_steps, bool)
+        if whole and num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1; got {num_inference_steps}")
+        if not whole or num_inference_steps > MAX_INFERENCE_STEPS:
+            raise ValueError(
+                f"num_inference_steps must be a whole number from 1 to {MAX_INFERENCE_STEPS}; got "
+                f"{num_inference_steps!r}"
+            )
         fractions = torch.arange(num_inference_steps, 0, -1, dtype=torch.float64, device=device) / num_inference_steps
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.sin(fractions * math.pi / 2) if self.config.schedule == "cosine" else fractions
@@ -210,7 +219,8 @@ class AbsorbingScheduler(PushedWithCard, SchedulerMixin, ConfigMixin):
         r"""One reverse step from `timestep` t to the next timestep s (0 after the last).
 
         Args:
-            model_output: `(B, N, K)` logits; may be `None` if `positions` settle nothing.
+            model_output: `(B, N, K)` logits; or `(M, K)`, those of the M masked `positions` alone, row by row (of all
+                masked ones with `sampling="confidence"`); may be `None` if `positions` settle nothing.
             timestep: the current entry of `timesteps`.
             sample: `(B, N)` int64 codes with `mask_token_id` where still masked.
             temperature: divides the logits; 0 takes the likeliest code.
@@ -225,7 +235,7 @@ class AbsorbingScheduler(PushedWithCard, SchedulerMixin, ConfigMixin):
 
         Raises:
             ValueError: if `temperature`, `top_p` or `timestep` is out of range, a shape does not fit, or logits are
-                missing.
+                missing or not finite.
         """
         _check_draw(temperature, top_p)
         following = self._rates(timestep)[1]
@@ -240,9 +250,11 @@ class AbsorbingScheduler(PushedWithCard, SchedulerMixin, ConfigMixin):
         draws = _uniform(sample.shape, generator, sample.device)
         prev_sample, filled = sample.clone(), None
         if model_output is not None:
-            logits = model_output[candidates]
+            logits = model_output if model_output.ndim == 2 else model_output[candidates]
+            _check_likeliest(logits)
             prev_sample[candidates] = codes = _draw_codes(logits, draws[candidates], temperature, top_p)
-            filled = torch.where(masked, model_output.argmax(dim=-1), sample)
+            if model_output.ndim == 3:
+                filled = torch.where(masked, model_output.argmax(dim=-1), sample)
             if positions is None and noise is not None:
                 scores = _log_probabilities(logits, codes, temperature) + noise[candidates]
                 priorities = torch.zeros_like(noise).masked_scatter(candidates, -scores)
@@ -304,35 +316,63 @@ class AbsorbingScheduler(PushedWithCard, SchedulerMixin, ConfigMixin):
 
 
 def _check_config(
-    schedule: str, sampling: str, masking: str | None, choice_temperature: float, code_order: Sequence[int] | None
+    mask_token_id: int,
+    schedule: str,
+    sampling: str,
+    masking: str | None,
+    choice_temperature: float,
+    code_order: Sequence[int] | None,
 ) -> None:
+    if not isinstance(mask_token_id, Integral) or isinstance(mask_token_id, bool) or mask_token_id < 1:
+        raise ValueError(
+            f"mask_token_id must be a whole number of at least 1, the size of the codebook; got {mask_token_id!r}"
+        )
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} is unknown; choose one of {SCHEDULES}")
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling={sampling!r} is unknown; choose one of {SAMPLINGS}")
     if masking is not None and masking not in MASKINGS:
         raise ValueError(f"masking={masking!r} is unknown; choose one of {MASKINGS}, or None")
-    if not (math.isfinite(choice_temperature) and choice_temperature >= 0):
-        raise ValueError(f"choice_temperature must be finite and at least 0; got {choice_temperature}")
+    if not _is_finite(choice_temperature) or choice_temperature < 0:
+        raise ValueError(f"choice_temperature must be finite and at least 0; got {choice_temperature!r}")
     if code_order is not None and sorted(code_order) != list(range(len(code_order))):
         raise ValueError(f"code_order must hold each of 0 to N - 1 once; got {list(code_order)}")
 
 
 def _check_draw(temperature: float, top_p: float) -> None:
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature must be finite and at least 0; got {temperature}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1]; got {top_p}")
+    if not _is_finite(temperature) or temperature < 0:
+        raise ValueError(f"temperature must be finite and at least 0; got {temperature!r}")
+    if not _is_finite(top_p) or not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1]; got {top_p!r}")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_logits(model_output: torch.Tensor | None, sample: torch.Tensor, candidates: torch.Tensor) -> None:
     if model_output is None:
         if bool(candidates.any()):
             raise ValueError("model_output is None, but this step settles codes; give logits (B, N, K)")
+    elif model_output.ndim == 2:
+        if len(model_output) != int(candidates.sum()):
+            raise ValueError(
+                f"model_output has {len(model_output)} rows for {int(candidates.sum())} positions; give logits (M, K) "
+                "of the masked `positions` alone, or (B, N, K)"
+            )
     elif model_output.ndim != 3 or sample.shape != model_output.shape[:2]:
         raise ValueError(
             f"model_output must be (B, N, K) and sample (B, N); got {tuple(model_output.shape)} and "
             f"{tuple(sample.shape)}"
+        )
+
+
+def _check_likeliest(logits: torch.Tensor) -> None:
+    """Refuses rows `(M, K)` that are no distribution; -inf is the logit of a code that is ruled out."""
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise ValueError(
+            "model_output holds NaN or inf, or rules out every code of a position; lower guidance_scale or compute in "
+            "a wider dtype"
         )
 
 
@@ -365,7 +405,9 @@ def _draw_codes(logits: torch.Tensor, draws: torch.Tensor, temperature: float, t
     """Inverse-CDF draws from `(M, K)` logits with `(M,)` uniforms, in float64: float32 would round rare codes away."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    probabilities = torch.softmax(logits.double() / temperature, dim=-1)
+    logits = logits.double()
+    # from the largest on downwards, so that next to no temperature leaves 0 for it and not inf
+    probabilities = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / temperature, dim=-1)
     if top_p < 1:
         probabilities = _nucleus(probabilities, top_p)
     cumulative = probabilities.cumsum(dim=-1)
@@ -378,7 +420,8 @@ def _draw_codes(logits: torch.Tensor, draws: torch.Tensor, temperature: float, t
 def _log_probabilities(logits: torch.Tensor, codes: torch.Tensor, temperature: float) -> torch.Tensor:
     """Log-probabilities `(M,)`, float64, of `(M,)` codes in the distribution they are drawn from (before `top_p` cuts
     it), at temperature 0 in the model's own."""
-    logs = torch.log_softmax(logits.double() / (temperature or 1.0), dim=-1)
+    logits = logits.double()
+    logs = torch.log_softmax((logits - logits.amax(dim=-1, keepdim=True)) / (temperature or 1.0), dim=-1)
     return logs.gather(-1, codes[:, None]).squeeze(-1)
 
 
