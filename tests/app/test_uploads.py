@@ -18,8 +18,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from hf_vq.app.uploads import MAX_VIEW_SIDE, MAX_VOLUME_SIDE, MAX_VOXEL_OFFSET, read_scan, read_view, read_views
+from hf_vq.app.uploads import MAX_VIEW_SIDE, MAX_VOLUME_SIDE, read_scan, read_view, read_views
 from hf_vq.processors.dicom_radiographs import is_real_radiograph
+from hf_vq.processors.limits import MAX_BYTES_BEFORE_VOXELS
 
 SCAN = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
 
@@ -143,14 +144,14 @@ def test_a_nifti_2_scan_is_taken(tmp_path):
     [
         ({"dim": [3, MAX_VOLUME_SIDE + 1, 4, 5, 1, 1, 1, 1]}, "found 1025 x 4 x 5 voxels"),
         ({"dim": [3, 1000, 1000, 1000, 1, 1, 1, 1]}, "found 1000 x 1000 x 1000 voxels"),
-        ({"dim": [3, 3, -4, 5, 1, 1, 1, 1]}, "expected one volume"),
-        ({"dim": [4, 3, 4, 5, 9, 1, 1, 1]}, "expected one volume"),
-        ({"dim": [2, 3, 4, 1, 1, 1, 1, 1]}, "expected one volume"),
+        ({"dim": [3, 3, -4, 5, 1, 1, 1, 1]}, "expected three axes"),
+        ({"dim": [4, 3, 4, 5, 9, 1, 1, 1]}, "expected three axes"),
+        ({"dim": [2, 3, 4, 1, 1, 1, 1, 1]}, "expected three axes"),
         ({"datatype": 1792, "bitpix": 128}, "voxels of 16 bytes"),
         ({"datatype": 999}, "damaged NIfTI header"),
-        ({"vox_offset": 2.0 * MAX_VOXEL_OFFSET}, "expected at most 16777216 bytes before them"),
+        ({"vox_offset": 2.0 * MAX_BYTES_BEFORE_VOXELS}, "expected at most 16777216 bytes before them"),
         ({"vox_offset": float("nan")}, "found voxels at byte nan"),
-        ({"magic": b"abc"}, "found no NIfTI header"),
+        ({"magic": b"abc"}, "found no NIfTI image"),
     ],
 )
 def test_what_a_nifti_header_declares_is_checked_before_voxels_are_read(tmp_path, suffix, fields, words):
@@ -158,9 +159,9 @@ def test_what_a_nifti_header_declares_is_checked_before_voxels_are_read(tmp_path
 
 
 def test_other_kinds_of_scans_are_refused_in_words(tmp_path, views):
-    assert "expected a CT scan as .nii or .nii.gz" in refusal(views["frontal"], read_scan)
+    assert "expected a .nii or .nii.gz" in refusal(views["frontal"], read_scan)
     (tmp_path / "plain.nii.gz").write_bytes(b"not compressed")
-    assert "found no readable NIfTI file" in refusal(tmp_path / "plain.nii.gz", read_scan)
+    assert "found no NIfTI image" in refusal(tmp_path / "plain.nii.gz", read_scan)
     data = write_nifti(tmp_path / "whole.nii.gz").read_bytes()
     (tmp_path / "cut.nii.gz").write_bytes(data[: len(data) - 30])
     refusal(tmp_path / "cut.nii.gz", read_scan)

@@ -150,7 +150,7 @@ def test_a_file_that_is_dicom_by_its_name_only_is_named(tmp_path):
     (tmp_path / "old.DICOM").write_bytes((tmp_path / "IM001.dcm").read_bytes()[132:])
     (series,), damaged = find_series(tmp_path)
     assert [path.name for path in damaged] == ["IM000.dcm", "old.DICOM"]
-    assert "found no DICM behind a preamble of 128 bytes in 0 bytes, expected" in damaged[tmp_path / "IM000.dcm"]
+    assert "found an empty file, expected a DICOM file; copy it again" in damaged[tmp_path / "IM000.dcm"]
     assert len(series.files) == 5
 
 

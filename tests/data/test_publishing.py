@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import yaml
 from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Features, Image, Nifti, Value, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image as PillowImage
+from PIL.PngImagePlugin import PngInfo
 
 from hf_vq.data import PairedDataset, describe_data
 from hf_vq.data.publishing import batches, write_publication
@@ -167,6 +169,21 @@ def test_what_is_stated_goes_with_the_data(publication):
 def test_texts_in_headers_and_names_are_pointed_out(publication):
     assert any(note.startswith("8 volumes have descrip in their NIfTI headers") for note in publication.notes)
     assert any("(the first is train_0) and the columns age are uploaded" in note for note in publication.notes)
+
+
+def test_texts_in_images_are_pointed_out(cohort, tmp_path):
+    """A view is uploaded byte for byte, with what a scanner or a viewer wrote beside its pixels."""
+    folder = Path(shutil.copytree(cohort, tmp_path / "cohort"))
+    (path,) = sorted((folder / "train").rglob("*.png"))[:1]
+    texts = PngInfo()
+    texts.add_text("Patient", "anna")
+    with PillowImage.open(path) as image:
+        image.load()
+    image.save(path, pnginfo=texts)
+    notes = write_publication(folder, tmp_path / "published", "me/cohort").notes
+    assert any(
+        note.startswith("1 views have 'Patient' in their files, which are uploaded as they are") for note in notes
+    )
 
 
 @pytest.mark.parametrize(("noted", "published"), [("rendered", "rendered"), ("0123456789abcdef", "given")])

@@ -3,7 +3,6 @@
 Every check raises ValueError with a message that can be shown as it is: it names the file without its folder.
 """
 
-import gzip
 import math
 import struct
 import zlib
@@ -15,11 +14,11 @@ from typing import Any
 from PIL import Image
 
 from ..evaluation.volumes import GridVolume, read_volume
-from ..processors.dicom_radiographs import READ_ERRORS, dicom_errors, import_pydicom, is_dicom
+from ..processors.dicom_radiographs import READ_ERRORS, dicom_errors, import_pydicom, is_deflated, is_dicom
 from ..processors.fields import one_line
-from ..processors.geometry import import_nibabel
-from ..processors.image_processing_xray import open_image, read_image
-from ..processors.scans import read_errors
+from ..processors.image_files import open_image
+from ..processors.image_processing_xray import read_image
+from ..processors.nifti_headers import read_declaration
 
 MAX_VIEW_SIDE = 8192
 """Most rows or columns of an X-ray."""
@@ -29,11 +28,6 @@ MAX_VOXELS = 2**27
 """Most voxels along an axis of an uploaded scan, and in all of it: 512 x 512 x 512."""
 
 MAX_VOXEL_BYTES = 8
-MAX_VOXEL_OFFSET = 2**24
-"""Most bytes before a NIfTI file's voxels; header extensions, which come there, are read whole."""
-
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-_NIFTI_HEADER_BYTES = 540
 
 
 def read_view(path: str | Path) -> Image.Image:
@@ -108,10 +102,8 @@ def _check_dicom(path: str | Path) -> None:
     """Raises ValueError for a DICOM file that would unfold to an unknown size, or declares too large an image."""
     pydicom = import_pydicom()
     try:
-        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
-        # the whole data set is compressed, and nothing says how large it becomes
-        deflated = syntax == pydicom.uid.DeflatedExplicitVRLittleEndian
-        header = None if deflated else pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
+        tags = ["Rows", "Columns"]
+        header = None if is_deflated(path) else pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
         rows, columns = (0, 0) if header is None else (int(header.get(name) or 0) for name in ("Rows", "Columns"))
     except dicom_errors() as error:
         raise ValueError(
@@ -131,41 +123,10 @@ def _check_view_size(path: str | Path, rows: int, columns: int) -> None:
 
 def _check_nifti(path: str | Path) -> None:
     """Raises ValueError unless the header declares one volume of a bearable size; the voxels stay unread."""
-    header = _nifti_header(path)
-    damaged: tuple[type[Exception], ...] = (KeyError, *read_errors())
-    try:
-        shape, itemsize = tuple(header.get_data_shape()), header.get_data_dtype().itemsize
-    except damaged as error:
-        raise ValueError(f"{path}: found a damaged NIfTI header ({one_line(error)}); write the scan again") from error
-    if len(shape) < 3 or set(shape[3:]) - {1} or min(shape) < 1:
-        raise ValueError(f"{path}: found an array of shape {shape}, expected one volume (x, y, z); upload one volume")
+    declared = read_declaration(path)
+    shape, itemsize = declared.shape, declared.itemsize
     if max(shape) > MAX_VOLUME_SIDE or math.prod(shape) > MAX_VOXELS or itemsize > MAX_VOXEL_BYTES:
         raise ValueError(
-            f"{path}: found {' x '.join(map(str, shape[:3]))} voxels of {itemsize} bytes, expected at most "
-            f"{MAX_VOLUME_SIDE} along an axis, {MAX_VOXELS} in all and {MAX_VOXEL_BYTES} bytes each; crop or resample "
-            "the scan"
+            f"{path}: found {declared.sides} voxels of {itemsize} bytes, expected at most {MAX_VOLUME_SIDE} along an "
+            f"axis, {MAX_VOXELS} in all and {MAX_VOXEL_BYTES} bytes each; crop or resample the scan"
         )
-    if not 0 <= float(header["vox_offset"]) <= MAX_VOXEL_OFFSET:
-        raise ValueError(
-            f"{path}: found voxels at byte {float(header['vox_offset']):g}, expected at most {MAX_VOXEL_OFFSET} bytes "
-            "before them; remove the header's extensions"
-        )
-
-
-def _nifti_header(path: str | Path) -> Any:
-    """The header of a NIfTI file, from its first bytes alone."""
-    if not str(path).lower().endswith(NIFTI_SUFFIXES):
-        raise ValueError(f"{path}: found another kind of file, expected a CT scan as .nii or .nii.gz; convert it")
-    nibabel = import_nibabel()
-    opener = gzip.open if str(path).lower().endswith(".gz") else open
-    try:
-        with opener(path, "rb") as file:
-            start = file.read(_NIFTI_HEADER_BYTES)
-        for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
-            if kind.may_contain_header(start):
-                return kind(start[: kind.sizeof_hdr], check=False)
-    except read_errors() as error:
-        raise ValueError(
-            f"{path}: found no readable NIfTI file ({one_line(error)}), expected a .nii or .nii.gz; copy it again"
-        ) from error
-    raise ValueError(f"{path}: found no NIfTI header, expected a CT scan as .nii or .nii.gz; convert it")

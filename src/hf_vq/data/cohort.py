@@ -20,6 +20,7 @@ from ..processors.geometry import (
     to_canonical,
     to_tensor_axes,
 )
+from ..processors.limits import check_voxels
 from ..processors.radiographs import BeamGeometry, render_views
 from ..processors.resampling import resample
 from ..processors.scans import read_scan
@@ -149,6 +150,7 @@ def prepare_scan(array: np.ndarray, affine: np.ndarray, config: CohortConfig) ->
     step = max(config.field_of_view / config.working_size / 2, own_step)
     center, extent = field_of_view(affine, array.shape)
     x, y, z = (max(1, int(size / step + 1e-6)) for size in extent)
+    check_voxels((x, y, z), "the scan on cubic voxels")
     target = grid_affine((z, y, x), (step, step, step), center)
     volume = resample(to_tensor_axes(array.clip(AIR_HU, 3071))[0, 0], affine, target, (z, y, x), AIR_HU)
     body = torch.from_numpy(body_mask(volume.numpy()))

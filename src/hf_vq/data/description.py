@@ -1,13 +1,13 @@
 """What is known of a data set without looking at its samples: where it comes from, its licence, how it was made."""
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..tables import read_table
 from .cohort import SPLITS
-from .locating import is_saved, local_folder, split_revision
+from .locating import is_saved, load_splits, local_folder, split_revision
 from .paired_sources import METADATA_FILE
 from .rendered_views import COHORT_FILE, PREPARATION_FILE, rendered_beam
 
@@ -127,13 +127,14 @@ def _rays(folder: Path) -> dict[str, Any]:
 
 
 def _count_subjects(folder: Path) -> dict[str, int]:
-    """Rows of the metadata of each split that has one."""
+    """Rows of the metadata of each split that has one, or of the splits of a data set that `save_to_disk` wrote."""
+    if is_saved(folder):
+        return {split: len(rows) for split, rows in load_splits(folder, str(folder)).items()}
     counts = {}
     for split in SPLITS:
         path = folder / split / METADATA_FILE
         if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                counts[split] = sum(1 for _ in csv.DictReader(file))
+            counts[split] = len(read_table(path)[0])
     return counts
 
 

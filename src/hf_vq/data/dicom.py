@@ -5,7 +5,6 @@ by its folder and a digest of its UID, a patient by a digest of the PatientID.
 """
 
 import hashlib
-import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..processors.dicom_radiographs import dicom_errors, has_dicom_mark, import_pydicom, is_dicom
+from ..processors.dicom_radiographs import dicom_errors, import_pydicom, is_deflated, is_whole_dicom, quiet
 from ..processors.fields import one_line
+from ..processors.limits import check_pixels, check_voxels
 
 Array = npt.NDArray[np.float64]
 
@@ -46,11 +46,11 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 DICOMDIR_UID = "1.2.840.10008.1.3.10"
 
 _UNTILT = "correct the tilt while converting the series to NIfTI, for example with dcm2niix, or leave it out"
+_COUNT_TAGS = ("NumberOfFrames", "SamplesPerPixel")
 _GEOMETRY_TAGS = (
     "Modality",
     "ImageType",
-    "NumberOfFrames",
-    "SamplesPerPixel",
+    *_COUNT_TAGS,
     "Rows",
     "Columns",
     "PixelSpacing",
@@ -114,7 +114,7 @@ def find_series(
     """Finds the DICOM series below a folder, whatever its nesting and the names of its files.
 
     A file is DICOM when it bears the mark of the format behind its preamble. One that lacks it though its name says
-    that it is DICOM is named as damaged; others and DICOMDIR are left out.
+    that it is DICOM is named as damaged, and so is one that may not be read; others and DICOMDIR are left out.
 
     Args:
         folder: where to look.
@@ -130,15 +130,11 @@ def find_series(
     groups: dict[str, list[tuple[Path, str]]] = {}
     damaged: dict[Path, str] = {}
     for path in sorted(Path(folder).rglob("*")) if files is None else files:
-        if not path.is_file() or not is_dicom(path):
-            continue
-        if not has_dicom_mark(path):
-            damaged[path] = (
-                f"found no DICM behind a preamble of 128 bytes in {path.stat().st_size} bytes, expected it in a DICOM "
-                "file; copy the file again or convert it to DICOM's file format"
-            )
+        if path.is_dir():
             continue
         try:
+            if not is_whole_dicom(path):
+                continue
             tags = _read_tags(path, ("SeriesInstanceUID", "PatientID"))
         except ValueError as error:
             damaged[path] = str(error)
@@ -177,10 +173,14 @@ def read_series(
     try:
         slices = [_read_slice(path, modalities) for path in series.files]
         _check_alike(slices)
+        check_voxels((slices[0].shape[1], slices[0].shape[0], len(slices)), f"{len(slices)} files")
         ordered, affine = _stack(slices)
-        volume = np.empty((len(ordered), *ordered[0].shape), dtype=np.float32)
-        for index, one in enumerate(ordered):
-            volume[index] = one.slope * _read_pixels(one) + one.intercept
+        images = (one.slope * _read_pixels(one) + one.intercept for one in ordered)
+        first = next(images)  # before there is room for all: what the headers declare may not be there
+        volume = np.empty((len(ordered), *first.shape), dtype=np.float32)
+        volume[0] = first
+        for index, image in enumerate(images, start=1):
+            volume[index] = image
     except ValueError as error:
         raise ValueError(f"{series.name}: {error}") from error
     return volume.transpose(2, 1, 0), affine
@@ -203,16 +203,18 @@ def _read_tags(path: Path, names: Sequence[str]) -> dict[str, Any]:
     """
     pydicom = import_pydicom()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(names))
-            values = {name: header.get(name) for name in names}
-            of_file = {name: header.file_meta.get(name) for name in ("TransferSyntaxUID", "MediaStorageSOPClassUID")}
+        with quiet():
+            if not is_deflated(path):
+                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(names))
+                of_file = {tag: header.file_meta.get(tag) for tag in ("TransferSyntaxUID", "MediaStorageSOPClassUID")}
+                return {name: header.get(name) for name in names} | of_file
     except dicom_errors() as error:
         raise ValueError(
             f"{path.name}: found a damaged DICOM file ({type(error).__name__}), expected a whole one; copy it again"
         ) from None
-    return values | of_file
+    raise ValueError(
+        f"{path.name}: found a deflated DICOM file, expected one that tells its size; store it uncompressed"
+    )
 
 
 def _read_slice(path: Path, modalities: Collection[str]) -> _Slice:
@@ -221,6 +223,7 @@ def _read_slice(path: Path, modalities: Collection[str]) -> _Slice:
     _check_kind(tags, modalities)
     _check_decodable(tags["TransferSyntaxUID"])
     rows, columns = (int(_numbers(tags, name, 1)[0]) for name in ("Rows", "Columns"))
+    check_pixels(rows, columns, path.name)
     slope, intercept = (float(_numbers(tags, name, 1)[0]) for name in ("RescaleSlope", "RescaleIntercept"))
     spacing = _numbers(tags, "PixelSpacing", 2)
     if slope == 0 or (spacing <= 0).any():
@@ -237,17 +240,18 @@ def _check_kind(tags: dict[str, Any], modalities: Collection[str]) -> None:
     """Raises ValueError unless the tags are those of one upright slice of an accepted modality in Hounsfield units."""
     tilt = 0.0 if tags["GantryDetectorTilt"] in (None, "") else float(_numbers(tags, "GantryDetectorTilt", 1)[0])
     rescale_type = str(tags["RescaleType"] or "").strip()
-    if tags["Modality"] not in modalities:
+    if str(tags["Modality"] or "") not in modalities:
         raise ValueError(
             f"found modality {str(tags['Modality'] or '')!r}, expected one of {sorted(modalities)}; leave the series "
             "out or accept its modality"
         )
     if "LOCALIZER" in str(tags["ImageType"]):
         raise ValueError("found a localizer (ImageType LOCALIZER), expected axial slices; leave the series out")
-    if int(tags["NumberOfFrames"] or 1) != 1 or int(tags["SamplesPerPixel"] or 1) != 1:
+    frames, samples = (float(_numbers(tags, name, 1)[0]) if tags[name] else 1.0 for name in _COUNT_TAGS)
+    if (frames, samples) != (1, 1):
         raise ValueError(
-            f"found {int(tags['NumberOfFrames'] or 1)} frames of {int(tags['SamplesPerPixel'] or 1)} samples in one "
-            "file, expected one grey slice; convert the series to NIfTI, for example with dcm2niix"
+            f"found {frames:g} frames of {samples:g} samples in one file, expected one grey slice; convert the series "
+            "to NIfTI, for example with dcm2niix"
         )
     if abs(tilt) > TILT_TOLERANCE:
         raise ValueError(f"found a gantry tilt of {tilt:g} degrees, expected 0; {_UNTILT}")
@@ -276,10 +280,16 @@ def _check_decodable(transfer_syntax: Any) -> None:
 def _numbers(tags: dict[str, Any], name: str, count: int) -> Array:
     """The finite numbers of a tag, shape (count,)."""
     value = tags[name]
-    array = np.atleast_1d(np.asarray([] if value is None or value == "" else value, dtype=np.float64))
+    try:
+        array = np.atleast_1d(np.asarray([] if value is None or value == "" else value, dtype=np.float64))
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"found {name} of type {type(value).__name__}, expected {count} finite number{'s' * (count > 1)}; export "
+            "the series again or leave it out"
+        ) from None
     if array.shape != (count,) or not np.isfinite(array).all():
         raise ValueError(
-            f"found {name} {array.tolist()}, expected {count} finite number{'s' * (count > 1)}; export the series "
+            f"found {name} {array[:9].tolist()}, expected {count} finite number{'s' * (count > 1)}; export the series "
             "again or leave it out"
         )
     return array
@@ -361,8 +371,7 @@ def _read_pixels(one: _Slice) -> npt.NDArray[Any]:
     """The stored values of one slice, (rows, columns)."""
     pixel_array = import_pydicom().pixels.pixel_array
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             pixels = np.asarray(pixel_array(one.path))
     # each of the decoding libraries has exceptions of its own
     except Exception as error:

@@ -1,7 +1,5 @@
 """Images, with labels or without, as a torch data set, from MNIST-format files or any image data set of `datasets`."""
 
-import gzip
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,11 +7,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, ViTImageProcessorPil
 
 from ..processors.fields import one_line
+from ..processors.image_files import decode_image, open_image
+from ..tables import stored_file
+from .idx_files import read_idx
 from .locating import load_splits, local_folder
 from .splits import MissingSplitError
 
@@ -235,11 +236,15 @@ class DatasetImages:
     def __init__(
         self, folder: Path, source: str, split: str, image_column: str | None, label_column: str | None
     ) -> None:
+        from datasets import Image as ImageFeature
+
         splits = load_splits(folder, source)
-        self._name = f"{source} ({split})"
+        self._name, self._folder = f"{source} ({split})", folder
         dataset, self._rows = _rows_of_split(splits, split, source)
         self._image_column = _image_column(dataset.features, image_column, self._name)
-        self._images = dataset.select_columns([self._image_column])
+        # undecoded, because the decoder of `datasets` takes every format and size
+        images = dataset.select_columns([self._image_column])
+        self._images = images.cast_column(self._image_column, ImageFeature(decode=False))
         self.label_names: list[str] = []
         self.labels: npt.NDArray[np.int64] | None = None
         label_column = _label_column(dataset.features, label_column, self._name)
@@ -254,18 +259,21 @@ class DatasetImages:
     def image(self, index: int) -> Image.Image:
         """Returns an image as it is stored; raises ValueError when it cannot be read or has more than 8 bits."""
         row = int(self._rows[index])
-        try:
-            image: Image.Image | None = self._images[row][self._image_column]
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise ValueError(
-                f"{self._name}: found no readable image in row {row} of column {self._image_column!r} "
-                f"({one_line(error)}), expected one; write it again or drop the row"
-            ) from error
-        if image is None:
+        stored: dict[str, Any] | None = self._images[row][self._image_column]
+        if stored is None:
             raise ValueError(
                 f"{self._name}: found no image in row {row} of column {self._image_column!r}, expected one; drop the "
                 "row"
             )
+        try:
+            content = stored.get("bytes")
+            path = "" if content is not None else stored_file(str(stored.get("path") or ""), self._folder, "image")
+            image = open_image(path) if content is None else decode_image(content, "image")
+        except ValueError as error:
+            raise ValueError(
+                f"{self._name}: found no readable image in row {row} of column {self._image_column!r} "
+                f"({one_line(error)}), expected one; write it again or drop the row"
+            ) from error
         if image.mode.startswith(DEEP_MODES):
             raise ValueError(
                 f"{self._name}: found an image of mode {image.mode!r} in row {row} of column {self._image_column!r}, "
@@ -276,39 +284,14 @@ class DatasetImages:
 
 def _read_pair(folder: Path, prefix: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Images (N, H, W) and labels (N,) of one pair of files, as many of the one as of the other."""
-    images = _read_idx(folder, f"{prefix}-images-idx3-ubyte", 3)
-    labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", 1)
+    images = read_idx(folder, f"{prefix}-images-idx3-ubyte", 3)
+    labels = read_idx(folder, f"{prefix}-labels-idx1-ubyte", 1)
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(
             f"{folder}: found {len(images)} images and {len(labels)} labels in the files {prefix}-*, expected as many "
             "of both and at least one; put files of one data set together"
         )
     return images, labels
-
-
-def _read_idx(folder: Path, name: str, num_axes: int) -> npt.NDArray[np.uint8]:
-    """The array in an IDX file of bytes, plain or gzipped: a magic number, big-endian sides, then the bytes."""
-    path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-    if path is None:
-        raise ValueError(f"{folder}: found no {name} or {name}.gz, expected the four files of MNIST's format; add it")
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{path}: found no readable file ({one_line(error)}), expected a whole one; copy it again"
-        ) from error
-    if content[:4] != bytes([0, 0, 8, num_axes]):
-        raise ValueError(
-            f"{path}: found the first bytes {content[:4].hex(' ')}, expected 00 00 08 0{num_axes} of an IDX file of "
-            f"bytes with {num_axes} axes; copy it again"
-        )
-    header = 4 + 4 * num_axes
-    sides = [int.from_bytes(content[start : start + 4], "big") for start in range(4, header, 4)]
-    if len(content) != header + np.prod(sides, dtype=np.int64):
-        raise ValueError(
-            f"{path}: found {len(content)} bytes, expected {header} and then an array of {sides}; copy it again"
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(sides)
 
 
 def _held_out_count(num_images: int, name: str) -> int:

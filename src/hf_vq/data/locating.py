@@ -80,7 +80,7 @@ def load_splits(folder: Path, name: str) -> dict[str, Any]:
 
     try:
         loaded = load_from_disk(str(folder)) if is_saved(folder) else load_dataset(str(folder))
-    except (DatasetsError, OSError, ValueError) as error:
+    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{name}: found no data set that `datasets` can load ({one_line(error)}), expected one; check the name, or "
             "write or download it again"

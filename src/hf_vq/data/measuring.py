@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..processors.fields import one_line
 from ..processors.geometry import import_nibabel, voxel_spacing
+from ..processors.image_files import FORMATS
 from ..processors.scans import open_nifti
 from .publishable import CohortSplit
 
@@ -17,6 +18,8 @@ VOXELS, SPACING, AXES, STORED = PROPERTIES = ("voxels along x, y and z", "voxel 
 BITS = {"1": 1, "L": 8, "P": 8, "RGB": 24, "RGBA": 32, "I": 32, "F": 32}  # of Pillow's modes; those of 16 say so
 # Fields of a NIfTI header that hold text, which some programs fill with names.
 TEXT_FIELDS = ("descrip", "aux_file", "db_name", "intent_name")
+# Entries of an image file that are no str in Pillow and hold text.
+TEXT_ENTRIES = ("exif", "comment", "photoshop", "xmp")
 
 
 @dataclass
@@ -27,11 +30,13 @@ class Measurements:
         volumes: for each property the volumes that have a value.
         views: for each view the images that have a size and depth.
         texts: header fields of volumes that hold text, or extensions, which may say who somebody is.
+        view_texts: texts and EXIF data in the files of views, by their names in the file.
     """
 
     volumes: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in PROPERTIES})
     views: dict[str, Counter[str]] = field(default_factory=dict)
     texts: Counter[str] = field(default_factory=Counter)
+    view_texts: Counter[str] = field(default_factory=Counter)
 
 
 def measure(splits: Iterable[CohortSplit]) -> Measurements:
@@ -50,7 +55,7 @@ def measure(splits: Iterable[CohortSplit]) -> Measurements:
             volume, *views = split.paths(index)
             _measure_volume(volume, found)
             for name, path in zip(split.source.view_names, views, strict=True):
-                found.views.setdefault(name, Counter())[_image_properties(path)] += 1
+                found.views.setdefault(name, Counter())[_image_properties(path, found)] += 1
     return found
 
 
@@ -78,9 +83,11 @@ def _measure_volume(path: Path, found: Measurements) -> None:
     found.texts.update("extensions" for _ in getattr(header, "extensions", ())[:1])
 
 
-def _image_properties(path: Path) -> str:
+def _image_properties(path: Path, found: Measurements) -> str:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            texts = [str(name) for name, value in image.info.items() if isinstance(value, str) or name in TEXT_ENTRIES]
+            found.view_texts.update(texts)
             bits = 16 if "16" in image.mode else BITS.get(image.mode, 8)
             return f"{image.height} rows x {image.width} columns, {bits} bits a pixel, {image.format}"
     except (OSError, UnidentifiedImageError, SyntaxError) as error:

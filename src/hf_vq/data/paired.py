@@ -9,7 +9,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..processors import CTVolumeProcessor, XrayImageProcessor
+from ..processors.fields import one_line
 from ..processors.scans import open_nifti
+from .checking import looks_whole
 from .locating import local_folder
 from .paired_sources import open_source
 from .rendered_views import rendered_beam
@@ -31,6 +33,7 @@ class PairedDataset(Dataset[dict[str, Any]]):
         view_processor: makes `view_pixel_values`.
         views: names of the views to use, in this order; all of them, sorted, when absent.
         cache: keep processed items in memory, all of them in the end; they are shared, so do not change them in place.
+        allow_missing: let subjects pass whose files are missing; to read one is an error then.
 
     Attributes:
         subjects: name of each subject.
@@ -50,9 +53,10 @@ class PairedDataset(Dataset[dict[str, Any]]):
         view_processor: XrayImageProcessor | None = None,
         views: Sequence[str] | None = None,
         cache: bool = False,
+        allow_missing: bool = False,
     ) -> None:
         folder = local_folder(source)
-        self._source = open_source(folder, split, str(source), views)
+        self._source = open_source(folder, split, str(source), views, allow_missing)
         self._name = f"{source} ({split})"
         self.subjects = self._source.subjects
         self.view_names = self._source.view_names
@@ -87,6 +91,23 @@ class PairedDataset(Dataset[dict[str, Any]]):
         if name not in self.view_names:
             raise ValueError(f"{self._name}: found no view {name!r}, expected one of {self.view_names}; choose one")
         return self._source.view_image(index, name)
+
+    def problem(self, index: int, thorough: bool = False) -> str | None:
+        """Returns what is wrong with the files of a subject that its items are made of, None if nothing is.
+
+        Args:
+            index: of the subject.
+            thorough: read them, instead of looking at their headers and sizes; see `checking.looks_whole`.
+        """
+        images = self.view_names if self._view_processor is not None else []
+        files = self._source.files(index, self._volume_processor is not None, images)
+        if not thorough and all(map(looks_whole, files)):
+            return None
+        try:
+            self._load(index)
+        except (ValueError, OSError) as error:
+            return one_line(error)
+        return None
 
     def _load(self, index: int) -> dict[str, Any]:
         """Reads and processes one subject."""

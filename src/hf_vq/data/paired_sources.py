@@ -1,7 +1,5 @@
 """Where paired subjects come from: a folder with metadata.csv, or a `datasets` data set."""
 
-import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,9 +7,10 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..processors.dicom_radiographs import DICOM_SUFFIXES
-from ..processors.fields import one_line
-from ..processors.image_processing_xray import open_image
-from ..processors.scans import read_errors
+from ..processors.image_files import decode_image, open_image
+from ..processors.nifti_headers import decode_nifti
+from ..tables import MissingFileError, check_columns, listed_file, read_table, stored_file
+from .checking import MOST_NAMED
 from .locating import holds_dataset, load_splits
 from .splits import MissingSplitError
 
@@ -33,6 +32,9 @@ class PairedSource(Protocol):
     def view_image(self, index: int, view: str) -> Image.Image:
         """Returns one view of a subject."""
 
+    def files(self, index: int, volume: bool, views: Sequence[str]) -> list[Path]:
+        """Returns the files of a subject's volume and of some views, where these are files of their own."""
+
 
 class FolderSource:
     """A split's folder: volumes, images and a metadata.csv with the columns file_name, one per view, and subject.
@@ -43,17 +45,20 @@ class FolderSource:
     Args:
         folder: folder of the split.
         views: names of the views to use, in this order; all of them, sorted, when absent.
+        allow_missing: let subjects pass whose files are missing.
 
     Attributes:
         facts: the text of each subject in each further column, which nothing here reads.
 
     Raises:
         ValueError: the folder, its metadata.csv, a column or a listed file is missing; a path leaves the folder; the
-            split is empty; a subject is listed twice or its name cannot be a file's.
+            split is empty; a subject is listed twice or its name cannot be a file's; see also `tables.read_table` and
+            `tables.listed_file`.
     """
 
-    def __init__(self, folder: Path, views: Sequence[str] | None = None) -> None:
+    def __init__(self, folder: Path, views: Sequence[str] | None = None, allow_missing: bool = False) -> None:
         self._folder = folder
+        self._missing: list[str] = []
         rows, columns = _read_metadata(folder / METADATA_FILE)
         found = [name for name in columns if name not in ("file_name", "subject") and _holds_images(rows, name)]
         self.view_names = chosen_views(found, views, str(folder / METADATA_FILE))
@@ -61,6 +66,9 @@ class FolderSource:
         self.labels = [row[LABEL_COLUMN] for row in rows] if LABEL_COLUMN in columns else None
         self._volumes = [self._path(row, "file_name") for row in rows]
         self._views = {view: [self._path(row, view) for row in rows] for view in self.view_names}
+        if self._missing and not allow_missing:
+            more = len(self._missing) - MOST_NAMED
+            raise ValueError("; ".join(self._missing[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else ""))
         known = {"file_name", "subject", LABEL_COLUMN, *found}
         self.facts = {name: [row[name] for row in rows] for name in columns if name not in known}
 
@@ -76,24 +84,22 @@ class FolderSource:
         """Returns the path of one view of a subject."""
         return self._views[view][index]
 
+    def files(self, index: int, volume: bool, views: Sequence[str]) -> list[Path]:
+        """Returns the files of a subject's volume and of some views."""
+        return [*([self._volumes[index]] if volume else []), *(self.view_path(index, view) for view in views)]
+
     def _path(self, row: dict[str, str], column: str) -> Path:
-        """The file that a row names in a column; it must exist inside the folder."""
+        """The file that a row names in a column; it must lie inside the folder, and is noted if it is missing."""
         metadata, name = self._folder / METADATA_FILE, row[column]
         if not name:
             raise ValueError(
                 f"{metadata}: found no {column} for subject {row['subject']!r}, expected a file; fill it in"
             )
-        relative = os.path.normpath(name)
-        if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
-            raise ValueError(
-                f"{metadata}: found {name!r} in column {column}, expected a path inside the folder; move the file there"
-            )
-        path = self._folder / relative
-        if not path.is_file():
-            raise ValueError(
-                f"{metadata}: found no file {name!r} of column {column}, expected it in {self._folder}; add it"
-            )
-        return path
+        try:
+            return listed_file(metadata, name, column, self._folder.parent)
+        except MissingFileError as error:
+            self._missing.append(str(error))
+            return self._folder / name
 
 
 class DatasetSource:
@@ -105,15 +111,17 @@ class DatasetSource:
         dataset: the split, a `datasets.Dataset`.
         name: what errors call it.
         views: names of the views to use, in this order; all Image columns, sorted, when absent.
+        folder: the folder that it was loaded from; see `tables.stored_file`.
 
     Raises:
         ValueError: a column is missing, the split is empty, a subject is listed twice or its name cannot be a file's.
     """
 
-    def __init__(self, dataset: Any, name: str, views: Sequence[str] | None = None) -> None:
+    def __init__(self, dataset: Any, name: str, views: Sequence[str] | None = None, folder: Path = Path()) -> None:
         from datasets import Image as ImageFeature
+        from datasets import Nifti
 
-        self._name = name
+        self._name, self._folder = name, folder
         for column in ("volume", "subject"):
             if column not in dataset.column_names:
                 raise ValueError(
@@ -125,35 +133,45 @@ class DatasetSource:
         self.view_names = chosen_views(found, views, name)
         self.subjects = unique_subjects([str(subject) for subject in dataset["subject"]], name)
         self.labels = _label_names(dataset) if LABEL_COLUMN in dataset.column_names else None
-        # one column at a time, so that reading a view does not decode the volume
+        # one column at a time and undecoded: the decoders of `datasets` take every size, and files from anywhere
         self._columns = {column: dataset.select_columns([column]) for column in ("volume", *self.view_names)}
+        for column, rows in self._columns.items():
+            if isinstance(dataset.features[column], ImageFeature | Nifti):
+                self._columns[column] = rows.cast_column(column, type(dataset.features[column])(decode=False))
 
     def volume(self, index: int) -> Any:
         """Returns a subject's volume: a nibabel image, or its path where the column holds paths."""
-        return self._read(index, "volume")
+        stored, name = self._read(index, "volume")
+        content = stored.get("bytes")
+        return self._path(stored, name) if content is None else decode_nifti(content, name)
 
     def view_image(self, index: int, view: str) -> Image.Image:
         """Returns one view of a subject."""
-        image: Image.Image = self._read(index, view)
-        return image
+        stored, name = self._read(index, view)
+        if stored.get("bytes") is None:
+            return open_image(self._path(stored, name))
+        return decode_image(stored["bytes"], name)
 
-    def _read(self, index: int, column: str) -> Any:
-        """One decoded value."""
-        try:
-            value = self._columns[column][index][column]
-        except read_errors() as error:
-            raise ValueError(
-                f"{self._name}: found no readable {column} of subject {self.subjects[index]!r} ({one_line(error)}), "
-                "expected one; build the data set again"
-            ) from error
+    def files(self, index: int, volume: bool, views: Sequence[str]) -> list[Path]:
+        """Returns none: what is embedded, or lies elsewhere, is read to be checked."""
+        return []
+
+    def _path(self, stored: dict[str, Any], name: str) -> Path:
+        return stored_file(str(stored.get("path") or ""), self._folder, name)
+
+    def _read(self, index: int, column: str) -> tuple[dict[str, Any], str]:
+        """What is stored of one value, its path or its bytes, and what errors call it."""
+        subject = self.subjects[index]
+        value = self._columns[column][index][column]
         if value is None:
-            raise ValueError(
-                f"{self._name}: found no {column} of subject {self.subjects[index]!r}, expected one; fill it in"
-            )
-        return value
+            raise ValueError(f"{self._name}: found no {column} of subject {subject!r}, expected one; fill it in")
+        stored = {"path": value} if isinstance(value, str) else value
+        return stored, f"{self._name}: {column} of subject {subject!r}"
 
 
-def open_source(folder: Path, split: str, name: str, views: Sequence[str] | None = None) -> PairedSource:
+def open_source(
+    folder: Path, split: str, name: str, views: Sequence[str] | None = None, allow_missing: bool = False
+) -> PairedSource:
     """Opens a split of a paired data set.
 
     Args:
@@ -161,6 +179,7 @@ def open_source(folder: Path, split: str, name: str, views: Sequence[str] | None
         split: name of the split.
         name: what errors call the data set.
         views: names of the views to use, in this order; all of them, sorted, when absent.
+        allow_missing: let subjects pass whose files are missing.
 
     Returns:
         The source of its subjects.
@@ -172,14 +191,18 @@ def open_source(folder: Path, split: str, name: str, views: Sequence[str] | None
     if found or not holds_dataset(folder):
         if split not in found:
             raise MissingSplitError(f"{name}: found splits {found}, expected {split!r} with a {METADATA_FILE}; add it")
-        return FolderSource(folder / split, views)
+        return FolderSource(folder / split, views, allow_missing)
     splits = load_splits(folder, name)
     if split not in splits:
         raise MissingSplitError(
             f"{name}: found splits {list(splits)}, expected {split!r}; save a DatasetDict that has it, or choose "
             "another data set"
         )
-    return DatasetSource(splits[split], f"{name} ({split})", views)
+    from .sharded_source import VOXELS_COLUMN, ShardedSource  # which is built on this module
+
+    if VOXELS_COLUMN in splits[split].column_names:
+        return ShardedSource(splits[split], f"{name} ({split})", views)
+    return DatasetSource(splits[split], f"{name} ({split})", views, folder)
 
 
 def _label_names(dataset: Any) -> list[str]:
@@ -193,13 +216,8 @@ def _label_names(dataset: Any) -> list[str]:
 
 def _read_metadata(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     """Rows and column names of a metadata.csv that has at least one row and the columns that every split needs."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, restval="")
-        rows = list(reader)
-        columns = list(reader.fieldnames or [])
-    for column in ("file_name", "subject"):
-        if column not in columns:
-            raise ValueError(f"{path}: found columns {columns}, expected {column!r} among them; rename or add it")
+    rows, columns = read_table(path)
+    check_columns(path, columns, ("file_name", "subject"))
     if not rows:
         raise ValueError(f"{path}: found no rows, expected at least one subject; fill the split or choose another")
     return rows, columns

@@ -1,10 +1,10 @@
 """Dividing patients into splits, so that all scans of a patient are in one."""
 
-import csv
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..tables import read_table
 from .cohort import SPLITS
 
 
@@ -21,12 +21,8 @@ def read_patient_table(path: str | Path, columns: Iterable[str]) -> dict[str, di
     Raises:
         ValueError: there is no such file, a column is missing, or a patient is missing or stands there twice.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: found no such file, expected a CSV file; check the path")
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restval="")
-        rows = [{name: (text or "").strip() for name, text in row.items() if name} for row in reader]
-        found = list(reader.fieldnames or [])
+    written, found = read_table(path)
+    rows = [{name: text.strip() for name, text in row.items() if name} for row in written]
     missing = [name for name in ("patient", *columns) if name not in found]
     if missing:
         raise ValueError(f"{path}: found columns {found}, expected {missing} too; add them")

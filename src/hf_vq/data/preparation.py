@@ -35,6 +35,7 @@ CENTERS = ("scan", "body")
 
 AIR_HU = -1000.0
 LOWEST_HU = -1024.0
+HIGHEST_HU = 32767.0
 MASK_VOXEL = 2.0
 """Voxel size in mm on which the body is looked for: fine enough for the skin, and far quicker than the scan's own."""
 
@@ -77,10 +78,10 @@ class PreparationConfig:
         if self.center not in CENTERS:
             raise ValueError(f"center: found {self.center!r}, expected one of {list(CENTERS)}; choose one")
         window = self.hu_window
-        if window is not None and not LOWEST_HU <= window[0] < window[1] <= 32767:
+        if window is not None and not LOWEST_HU <= window[0] < window[1] <= HIGHEST_HU:
             raise ValueError(
-                f"hu_window: found {window}, expected two numbers from {LOWEST_HU:g} to 32767, the lower one first; "
-                "correct them"
+                f"hu_window: found {window}, expected two numbers from {LOWEST_HU:g} to {HIGHEST_HU:g}, the lower one "
+                "first; correct them"
             )
         if not self.views or len(set(self.views)) != len(self.views):
             raise ValueError(f"views: found {list(self.views)}, expected at least one and each once; correct them")
@@ -138,7 +139,7 @@ def prepare_volume(
         ImportError: the body is asked for and scikit-image is missing.
     """
     array, affine = to_canonical(array, affine)
-    volume = to_tensor_axes(array)[0, 0].clamp_min(LOWEST_HU)
+    volume = to_tensor_axes(array)[0, 0].clamp(LOWEST_HU, HIGHEST_HU)
     center, _ = field_of_view(affine, array.shape)
     if config.remove_table or config.center == "body":
         body = find_body(volume, affine)
@@ -148,7 +149,7 @@ def prepare_volume(
             volume = volume.masked_fill(~body, AIR_HU)
     target = grid_affine(config.size, config.spacing, center)
     resampled = resample(volume, affine, target, config.size, AIR_HU)
-    lowest, highest = config.hu_window or (LOWEST_HU, 32767.0)
+    lowest, highest = config.hu_window or (LOWEST_HU, HIGHEST_HU)
     voxels = resampled.clamp(lowest, highest).round().numpy().astype(np.int16)
     images = _read_radiographs(radiographs, config) if radiographs else _render(volume, affine, center, config)
     return PreparedVolume(voxels, target, dict(zip(config.views, images, strict=True)))
@@ -164,7 +165,8 @@ def find_body(volume_hu: torch.Tensor, affine: npt.NDArray[np.float64]) -> torch
     Returns:
         (D, H, W) bool.
     """
-    factors = [max(1, round(MASK_VOXEL / step)) for step in voxel_spacing(affine)[::-1]]
+    steps = zip(volume_hu.shape, voxel_spacing(affine)[::-1], strict=True)
+    factors = [min(side, max(1, round(MASK_VOXEL / step))) for side, step in steps]
     coarse = functional.avg_pool3d(volume_hu[None, None], factors, ceil_mode=True, count_include_pad=False)[0, 0]
     mask = torch.from_numpy(body_mask(coarse.numpy()))
     for axis, factor in enumerate(factors):

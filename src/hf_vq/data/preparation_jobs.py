@@ -1,5 +1,6 @@
 """Preparing many scans, in this process or in several, so that a run that is killed can go on where it stopped."""
 
+import errno
 import multiprocessing
 import os
 import threading
@@ -16,6 +17,10 @@ from ..processors.geometry import voxel_spacing
 from .preparation import PreparationConfig, load_source, prepare_volume, write_prepared
 from .prepared_folder import PreparedFolder, fingerprint_of
 from .scan_search import ScanSource
+
+
+OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What stops a preparation whatever it does about bad scans: nothing can be written any more."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ def run_job(job: PreparationJob, stop_on_error: bool = False) -> dict[str, str]:
 
     Raises:
         ValueError: the scan cannot be used and `stop_on_error` is set.
+        OSError: the disk is full.
         ImportError: a library is missing.
     """
     if job.left_out:
@@ -89,6 +95,8 @@ def run_job(job: PreparationJob, stop_on_error: bool = False) -> dict[str, str]:
         job.folder.record(job.source, fingerprint, row)
         return row
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in OUTPUT_ERRORS:
+            raise  # no fault of the scan
         reason = _reason(error, job.source)
         if stop_on_error:
             raise ValueError(f"{job.source.name}: {reason}") from error

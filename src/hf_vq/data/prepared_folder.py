@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_file
+from ..tables import check_columns, read_table
 from .cohort import SPLITS
 from .paired_sources import METADATA_FILE
 from .preparation import metadata_row
@@ -145,8 +146,9 @@ class PreparedFolder:
         path = self.path / SPLITS_FILE
         if not path.is_file():
             return {}
-        with path.open(newline="", encoding="utf-8") as file:
-            return {row["patient"]: row["split"] for row in csv.DictReader(file)}
+        rows, columns = read_table(path)
+        check_columns(path, columns, ("patient", "split"))
+        return {row["patient"]: row["split"] for row in rows}
 
     def _clear(self) -> None:
         """Removes the folders and files of a preparation and no others; the file by which it is known goes last."""

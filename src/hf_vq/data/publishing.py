@@ -175,6 +175,11 @@ def _write_cohort(
         "named there"
         for name, count in sorted(measured.texts.items())
     ]
+    notes += [
+        f"{count} views have {name!r} in their files, which are uploaded as they are: make sure that nobody is named "
+        "there"
+        for name, count in sorted(measured.view_texts.items())
+    ]
     notes += _notes_on_names(splits)
     return cohort_card(repo_id, facts, contents, measured, beam), notes
 

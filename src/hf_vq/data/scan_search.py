@@ -12,8 +12,9 @@ from .dicom import DicomSeries, anonymous_name, find_series, salted_digest
 
 Value = TypeVar("Value")
 
-PATIENT_FROM = ("id", "folder")
-"""Where a patient's name comes from: the PatientID or the NIfTI file's name, or a digest of the outermost folder's."""
+PATIENT_FROM = ("id", "digest", "folder")
+"""Where a patient's name comes from: a digest of the PatientID, or the NIfTI file's name as it is; the same with a
+digest of the NIfTI file's name too; or a digest of the outermost folder's name."""
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
@@ -68,7 +69,7 @@ def find_scans(
         The scans sorted by name, and the number of files that are neither DICOM nor NIfTI inputs.
 
     Raises:
-        ValueError: the folder is missing or holds no scan.
+        ValueError: the folder is missing, holds no scan, or a folder in it cannot be read.
         ImportError: there are DICOM files and pydicom is missing.
     """
     root = Path(folder)
@@ -118,10 +119,13 @@ def by_patient(table: Mapping[str, Value], salt: str = "") -> dict[str, Value]:
 
 
 def _list_files(root: Path) -> list[Path]:
-    """All files below a folder that are not hidden, sorted; what several links lead to is listed once."""
+    """All files below a folder that are not hidden, sorted; what several links lead to is listed once.
+
+    A folder that may not be looked into raises ValueError: the scans in it would be missing without a word.
+    """
     found: list[Path] = []
     seen: set[str] = set()
-    for place, folders, names in os.walk(root, followlinks=True):
+    for place, folders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
         real = os.path.realpath(place)
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real in seen:
@@ -129,6 +133,13 @@ def _list_files(root: Path) -> list[Path]:
         seen.add(real)
         found += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(found)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise ValueError(
+        f"{error.filename}: found a folder that cannot be read ({error.strerror}), expected to look for scans in it; "
+        "check its permissions, or give it a name that begins with a dot to leave it out"
+    ) from error
 
 
 def _key(kind: str, text: str, salt: str) -> str:
@@ -151,7 +162,8 @@ def _nifti_source(root: Path, path: Path, patient_from: str, salt: str) -> ScanS
     if patient_from == "folder":
         patient, suffix = _patient_of_folder(root, path, salt), key[-8:]
     else:
-        patient, suffix = path.name.removesuffix(".gz").removesuffix(".nii"), ""
+        stem = path.name.removesuffix(".gz").removesuffix(".nii")
+        patient, suffix = anonymous_name(stem, salt) if patient_from == "digest" else stem, ""
     problem = "" if patient else "found the file in no folder, expected one named after the patient; move it into one"
     return ScanSource(name, key, "nifti", (path,), patient, suffix, problem=problem)
 

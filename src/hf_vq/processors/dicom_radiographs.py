@@ -4,7 +4,10 @@ Only the elements that describe the pixels are read from a file: who the patient
 """
 
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from .fields import one_line
+from .limits import check_file, check_pixels
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 
@@ -47,7 +51,9 @@ READ_ERRORS = (
     EOFError,
     IndexError,
     KeyError,
+    MemoryError,
     OSError,
+    OverflowError,
     RuntimeError,
     TypeError,
     ValueError,
@@ -84,6 +90,52 @@ def is_dicom(path: str | Path) -> bool:
     return Path(path).suffix.lower() in DICOM_SUFFIXES or has_dicom_mark(path)
 
 
+def is_whole_dicom(path: Path) -> bool:
+    """Returns whether a path leads to a DICOM file; raises ValueError for one that only says so by its name.
+
+    Raises:
+        ValueError: it is called DICOM and is missing, no file or without the mark of the format, or it may not be read;
+            the message does not say where it lies.
+    """
+    named = path.suffix.lower() in DICOM_SUFFIXES
+    if not named and not path.is_file():
+        return False  # links that lead nowhere, pipes, and what else is no scan
+    try:
+        check_file(path, "a DICOM file")
+    except ValueError as error:
+        if not named and not path.stat().st_size:
+            return False
+        raise ValueError(str(error).removeprefix(f"{path}: ")) from error
+    if has_dicom_mark(path):
+        return True
+    if named:
+        raise ValueError(
+            f"found no DICM behind a preamble of 128 bytes in {path.stat().st_size} bytes, expected it in a DICOM "
+            "file; copy the file again or convert it to DICOM's file format"
+        )
+    return False
+
+
+def is_deflated(path: str | Path) -> bool:
+    """Returns whether a DICOM file is compressed as a whole, so that nothing says how large it becomes.
+
+    Raises:
+        pydicom's errors and others: see `dicom_errors`.
+    """
+    pydicom = import_pydicom()
+    with quiet():
+        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+    return bool(syntax == pydicom.uid.DeflatedExplicitVRLittleEndian)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps back pydicom's warnings, which quote values that may tell who the patient is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def is_real_radiograph(image: Any) -> bool:
     """Returns whether an image comes from `read_radiograph`."""
     return isinstance(image, Image.Image) and bool(image.info.get(_REAL_RADIOGRAPH))
@@ -103,13 +155,14 @@ def read_radiograph(path: str | Path) -> Image.Image:
         Image of mode F, values in [0, 1].
 
     Raises:
-        ValueError: the file is unreadable or holds something else.
+        ValueError: the file is unreadable, holds something else, or declares more pixels than `limits.max_pixels`.
         ImportError: pydicom is not installed.
     """
     dataset = _read_elements(path)
     _check_kind(dataset, str(path))
     try:
-        shown = _displayed(dataset.pixel_array, dataset)
+        with quiet():
+            shown = _displayed(dataset.pixel_array, dataset)
     except dicom_errors() as error:
         raise ValueError(
             f"{path}: found pixels that cannot be read ({one_line(error)}), expected a whole DICOM image; copy it "
@@ -126,13 +179,17 @@ def _read_elements(path: str | Path) -> Any:
     """The elements of a DICOM file that describe its pixels."""
     pydicom = import_pydicom()
     try:
-        dataset = pydicom.dcmread(path, specific_tags=list(PIXEL_ELEMENTS))
-        list(dataset)  # pydicom decodes an element when it is first asked for, and says then what is wrong with it
-        return dataset
+        if not is_deflated(path):
+            with quiet():
+                dataset = pydicom.dcmread(path, specific_tags=list(PIXEL_ELEMENTS))
+                # pydicom decodes an element when it is first asked for, and says then what is wrong with it
+                list(dataset)
+            return dataset
     except dicom_errors() as error:
         raise ValueError(
             f"{path}: found no readable DICOM file ({one_line(error)}), expected a radiograph; copy or convert it again"
         ) from error
+    raise ValueError(f"{path}: found a deflated DICOM file, expected one that tells its size; store it uncompressed")
 
 
 def _check_kind(dataset: Any, name: str) -> None:
@@ -148,10 +205,24 @@ def _check_kind(dataset: Any, name: str) -> None:
         raise ValueError(
             f"{name}: found photometric interpretation {colours}, expected MONOCHROME1 or MONOCHROME2; convert it"
         )
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
+    if _whole(dataset, "NumberOfFrames", name, 1) != 1:
         raise ValueError(f"{name}: found {dataset.NumberOfFrames} frames, expected one image; choose one frame")
-    if not 1 <= int(dataset.get("BitsStored") or 0) <= 16:
+    if not 1 <= _whole(dataset, "BitsStored", name) <= 16:
         raise ValueError(f"{name}: found {dataset.get('BitsStored')} bits stored, expected 1 to 16; convert it")
+    rows, columns = (_whole(dataset, element, name) for element in ("Rows", "Columns"))
+    if rows and columns:
+        check_pixels(rows, columns, name)
+
+
+def _whole(dataset: Any, element: str, name: str, default: int = 0) -> int:
+    """The whole number of an element; raises ValueError when it holds something else."""
+    value = dataset.get(element)
+    try:
+        return int(value or default)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{name}: found {element} of {type(value).__name__}, expected a whole number; export the image again"
+        ) from error
 
 
 def _displayed(stored: npt.NDArray[Any], dataset: Any) -> npt.NDArray[np.float64]:

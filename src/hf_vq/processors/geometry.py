@@ -34,6 +34,12 @@ OPPOSITES = {
 VIEW_ANGLES = {"frontal": (0.0, 0.0), "lateral": (90.0, 0.0)}
 """Azimuth and elevation of the views that have a name of their own, degrees; see `RadiographView`."""
 
+SPACING_LIMITS = (1e-4, 1e4)
+"""Smallest and largest voxel size that is taken for one, mm."""
+
+MAX_OFFSET = 1e6
+"""Farthest that the first voxel may lie from the world's origin, mm; beyond it float32 affines lose the voxels."""
+
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
 _ANGLES_PATTERN = re.compile(rf"azimuth_({_NUMBER})(?:_elevation_({_NUMBER}))?")
 
@@ -194,7 +200,8 @@ def check_affine(affine: Any, name: str) -> Affine:
         name: file or field the affine belongs to, named in the error.
 
     Raises:
-        ValueError: the affine is absent, not 4 x 4, not finite, or has a zero spacing or a singular matrix.
+        ValueError: the affine is absent, not 4 x 4, not finite or singular, or its spacing or offset lies beyond
+            `SPACING_LIMITS` or `MAX_OFFSET`.
     """
     remedy = "write the scan with its voxel spacing (mm) or pass a valid affine in `affines`"
     if affine is None:
@@ -207,6 +214,12 @@ def check_affine(affine: Any, name: str) -> Affine:
         raise ValueError(
             f"{name}: found voxel spacing {spacing.tolist()} mm and offset {matrix[:3, 3].tolist()} mm, "
             f"expected finite numbers and spacing above 0; {remedy}"
+        )
+    smallest, largest = SPACING_LIMITS
+    if spacing.min() < smallest or spacing.max() > largest or np.abs(matrix[:3, 3]).max() > MAX_OFFSET:
+        raise ValueError(
+            f"{name}: found voxel spacing {spacing.tolist()} mm and offset {matrix[:3, 3].tolist()} mm, expected "
+            f"spacing from {smallest:g} to {largest:g} and offsets up to {MAX_OFFSET:g} mm; {remedy}"
         )
     if abs(np.linalg.det(matrix[:3, :3] / spacing)) < 1e-6:
         raise ValueError(f"{name}: found a singular affine, expected three independent axes; {remedy}")

@@ -22,11 +22,14 @@ from .geometry import (
     to_canonical,
     to_tensor_axes,
 )
+from .limits import check_voxels
 from .resampling import resample
 from .scans import read_scan
 
 OUTPUT_TYPES = ("nifti", "hu", "pt")
 LOWEST_HU = -1024.0
+HIGHEST_HU = 32767.0
+"""Most HU that 16 bits hold; what lies above is clipped before it is averaged, as what lies below `LOWEST_HU` is."""
 
 
 class CTVolumeProcessorKwargs(TypedDict, total=False):
@@ -89,8 +92,9 @@ class CTVolumeProcessor(PushedWithCard, BaseImageProcessor):
             to give to `postprocess`.
 
         Raises:
-            ValueError: a volume is unreadable, not 3D, not finite or has no valid affine; volumes of one batch come
-                out in different sizes; an argument is unknown.
+            ValueError: a volume is unreadable, not 3D, not finite or has no valid affine, or it, or its model grid, has
+                more voxels than `limits.max_voxels`; volumes of one batch come out in different sizes; an argument is
+                unknown.
         """
         if kwargs:
             raise ValueError(f"found argument {sorted(kwargs)}, expected volumes, affines, return_tensors; remove it")
@@ -155,8 +159,10 @@ class CTVolumeProcessor(PushedWithCard, BaseImageProcessor):
         stored, input_affine = read_scan(source, affine, label=f"volumes[{index}]")
         canonical, canonical_affine = to_canonical(stored, input_affine)
         # scanners fill what they did not see with values far below air, which averaging would smear into the body
-        volume = to_tensor_axes(canonical)[0, 0].clamp_min(min(LOWEST_HU, self.hu_window[0]))
+        lowest, highest = min(LOWEST_HU, self.hu_window[0]), max(HIGHEST_HU, self.hu_window[1])
+        volume = to_tensor_axes(canonical)[0, 0].clamp(lowest, highest)
         model_affine, shape = self._model_grid(canonical_affine, canonical.shape)
+        check_voxels(shape, f"volumes[{index}] on the model's grid")
         volume = resample(volume, canonical_affine, model_affine, shape, self.hu_window[0])
         x, y, z = stored.shape
         return self._to_pixels(volume)[None], VolumeGeometry(input_affine, (x, y, z), model_affine, shape)

@@ -7,13 +7,15 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.nn import functional
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from ..sharing import PushedWithCard
-from .dicom_radiographs import is_dicom, is_real_radiograph, read_radiograph
-from .fields import interval, one_line
+from .dicom_radiographs import is_real_radiograph
+from .fields import interval
+from .image_files import load_pixels, open_image
+from .limits import check_pixels
 
 WHITE_OF_DTYPE = {"uint8": 255.0, "uint16": 65535.0}
 GREY_MODES = ("L", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
@@ -118,7 +120,7 @@ def read_image(source: Any) -> npt.NDArray[np.float32]:
     if isinstance(source, str | Path):
         return _from_pil(open_image(source), str(source))
     if isinstance(source, Image.Image):
-        return _from_pil(source, getattr(source, "filename", "") or "image")
+        return _from_pil(source, str(getattr(source, "filename", "") or "image"))
     if isinstance(source, torch.Tensor):
         return _from_array(source.detach().cpu().numpy(), "image")
     if isinstance(source, np.ndarray):
@@ -128,29 +130,10 @@ def read_image(source: Any) -> npt.NDArray[np.float32]:
     )
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Reads an image file or a DICOM radiograph, its pixels included.
-
-    Raises:
-        ValueError: the file is missing or holds no image that can be read.
-        ImportError: it is a DICOM file, and pydicom is not installed.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: found no such file, expected an image; check the path")
-    if is_dicom(path):
-        return read_radiograph(path)
-    try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(
-            f"{path}: found no readable image ({one_line(error)}), expected for example a PNG; convert it"
-        ) from error
-    return image
-
-
 def _from_pil(image: Image.Image, name: str) -> npt.NDArray[np.float32]:
     """A PIL image of a grey mode, or of mode RGB with equal channels, in [0, 1]."""
+    check_pixels(image.height, image.width, name)
+    load_pixels(image, name)
     if image.mode == "RGB":
         channels = np.asarray(image)
         if (channels != channels[..., :1]).any():

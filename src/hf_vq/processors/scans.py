@@ -1,6 +1,5 @@
 """Reading one CT scan, from a file or from memory, with every check that a scan must pass."""
 
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import torch
 
 from .fields import one_line
 from .geometry import check_affine, import_nibabel
+from .limits import check_voxels
+from .nifti_headers import check_nifti_header, decode_nifti, no_nifti, read_errors
 
 
 def read_scan(
@@ -26,43 +27,46 @@ def read_scan(
         The (x, y, z) float32 voxels and the (4, 4) affine, mm.
 
     Raises:
-        ValueError: the file is not a readable NIfTI file, the array is not 3D and finite, or the affine is missing
-            or invalid.
+        ValueError: the file is not a readable NIfTI file or declares more than `limits.max_voxels`, the array is not
+            3D and finite, or the affine is missing or invalid.
     """
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu().numpy()
     if isinstance(source, np.ndarray):
         return _checked(source, label), check_affine(affine, label)
-    image = open_nifti(source) if isinstance(source, str | Path) else source
+    image = _whole_nifti(source) if isinstance(source, str | Path) else source
     if not hasattr(image, "dataobj"):
         raise ValueError(
             f"{label}: found {type(image).__name__}, expected a path, a nibabel image, or an array with its affine; "
             "convert it to one of these"
         )
-    name = image.get_filename() or label
+    name = str(source) if isinstance(source, str | Path) else image.get_filename() or label
     if affine is not None:
         raise ValueError(f"{name}: found an affine beside an image that has its own, expected none; drop `affines`")
     return _checked(_voxels(image, name), name), _image_affine(image, name)
 
 
-def read_errors() -> tuple[type[Exception], ...]:
-    """Returns what nibabel and the decompressors beneath it raise for a file that is damaged or of another kind."""
-    nibabel = import_nibabel()
-    damaged_header = (nibabel.spatialimages.HeaderDataError, nibabel.wrapstruct.WrapStructError)
-    return (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError, *damaged_header)
-
-
 def open_nifti(path: str | Path) -> Any:
-    """Opens a NIfTI file as a nibabel image, its voxels unread; raises ValueError when it is not one."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: found no such file, expected a .nii or .nii.gz file; check the path")
+    """Opens a NIfTI file as a nibabel image, its voxels unread.
+
+    Raises:
+        ValueError: as `nifti_headers.check_nifti_header`, or the header cannot be read.
+        ImportError: nibabel is missing.
+    """
+    check_nifti_header(path)
     try:
         return import_nibabel().load(path)
     except read_errors() as error:
-        raise ValueError(
-            f"{path}: found no NIfTI image ({one_line(error)}), expected a .nii or .nii.gz file; "
-            "convert the scan to NIfTI"
-        ) from error
+        raise no_nifti(str(path), one_line(error)) from error
+
+
+def _whole_nifti(path: str | Path) -> Any:
+    """A NIfTI file as a nibabel image; nibabel itself stops before the checksum of a gzip file, and so takes one with a
+    bit turned over for a scan."""
+    if not str(path).lower().endswith(".gz"):
+        return open_nifti(path)
+    check_nifti_header(path)
+    return decode_nifti(Path(path).read_bytes(), str(path))
 
 
 def _image_affine(image: Any, name: str) -> npt.NDArray[np.float64]:
@@ -80,6 +84,7 @@ def _voxels(image: Any, name: str) -> npt.NDArray[Any]:
     """The scaled voxels of a nibabel image."""
     if image.get_data_dtype().kind not in "iuf":
         raise ValueError(f"{name}: found voxels of type {image.get_data_dtype()}, expected one HU value per voxel")
+    check_voxels(image.shape, name)
     try:
         return np.asarray(image.dataobj, dtype=np.float32)
     except read_errors() as error:
@@ -94,7 +99,8 @@ def _checked(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
         array = array.reshape(array.shape[:3])
     if array.ndim != 3 or 0 in array.shape:
         raise ValueError(
-            f"{name}: found an array of shape {array.shape}, expected three axes (x, y, z); pass one volume at a time"
+            f"{name}: found an array of shape {array.shape}, expected three axes (x, y, z) of one voxel or more; pass "
+            "one volume at a time"
         )
     if array.dtype.kind not in "iuf":
         raise ValueError(f"{name}: found voxels of type {array.dtype}, expected one HU value per voxel")
