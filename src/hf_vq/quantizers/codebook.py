@@ -7,6 +7,7 @@ from torch import nn
 from .configuration import VectorQuantizerConfig
 from .distributed import all_reduce_sum, broadcast_from_main, gather_global_rows, row_offset
 from .functional import active_fraction, as_float, kmeans, perplexity
+from .host_flags import ForetoldFlag, RememberedFlag
 from .parameterizations import LinearParameterization, RunningAffineParameterization, build_parameterization
 
 # k-means sees at most this many vectors for each code; more hardly moves the centres and costs time.
@@ -23,7 +24,9 @@ class Codebook(nn.Module):
     random draws, so that a resumed run draws what an uninterrupted one would) and, with `update="ema"`, the averages.
     `frozen` is saved with them. `placements` is not: it counts how often each code was placed anew, for whoever keeps
     moments or averages of the codes (see `PlacementWatch`). Neither is `has_own_optimizer`: an optimizer that takes
-    charge of the codes in alternating optimisation sets it.
+    charge of the codes in alternating optimisation sets it. With gradient accumulation several forwards are parts of
+    one training batch: `is_prepared` says that `prepare` was called for the batch as a whole, `continues_batch` that
+    the coming part is not its first (see `VectorQuantizer.begin_batch`).
 
     Args:
         config: the quantizer's choices.
@@ -39,7 +42,7 @@ class Codebook(nn.Module):
     def __init__(self, config: VectorQuantizerConfig, index: int = 0) -> None:
         super().__init__()
         self.config, self.index = config, index
-        self.has_own_optimizer = False
+        self.has_own_optimizer = self.is_prepared = self.continues_batch = False
         size, dim = config.codebook_size, config.dim_per_codebook
         self.weight = nn.Parameter(torch.empty(size, dim), requires_grad=self._weight_learns)
         self.parameterization = build_parameterization(config)
@@ -49,6 +52,11 @@ class Codebook(nn.Module):
         self.register_buffer("num_batches", torch.empty((), dtype=torch.int64))
         self.register_buffer("frozen", torch.empty((), dtype=torch.bool))
         self.register_buffer("placements", torch.empty(size, dtype=torch.int64), persistent=False)
+        self._frozen_flag, self._initialized_flag, self._replacement_flag = (
+            RememberedFlag(),
+            RememberedFlag(),
+            ForetoldFlag(),
+        )
         self.reset_parameters()
 
     @property
@@ -103,6 +111,35 @@ class Codebook(nn.Module):
         if isinstance(self.parameterization, RunningAffineParameterization) and self.parameterization.started:
             self.parameterization.measure_codes(as_float(self.weight))
 
+    @property
+    def awaits_vectors(self) -> bool:
+        """True if the next training batch does something to the codes before it is quantised that depends on it."""
+        if self.is_frozen:
+            return False
+        takes_moments = isinstance(self.parameterization, RunningAffineParameterization)
+        return takes_moments or not self.is_initialized or self._replacement_is_due
+
+    @property
+    def is_frozen(self) -> bool:
+        """The flag `frozen`, known to the host."""
+        return self._frozen_flag.read(self.frozen)
+
+    @property
+    def is_initialized(self) -> bool:
+        """The flag `initialized`, known to the host."""
+        return self._initialized_flag.read(self.initialized)
+
+    @property
+    def _replacement_is_due(self) -> bool:
+        if self.config.replace_after is None:
+            return False
+        foretold = self._replacement_flag.read(self.unused_batches)
+        return bool(self._some_unused(self.config.replace_after)) if foretold is None else foretold
+
+    def _some_unused(self, replace_after: int) -> torch.Tensor:
+        """Scalar bool: a code has not been chosen for so many batches."""
+        return (self.unused_batches >= replace_after).any()
+
     def freeze(self) -> None:
         """Stops everything that changes the codes: gradients, averages, initialisation, counters and replacement."""
         self.frozen.fill_(True)
@@ -125,34 +162,40 @@ class Codebook(nn.Module):
             ValueError: if the codes or their moments are to be initialised and the batch, of any rank, holds NaN or
                 infinity. Nothing has changed then.
         """
-        if self.frozen:
+        if self.is_frozen:
             self.requires_grad_(False)  # a loaded state brings the flag of freezing but not that of the gradients
             return
-        if not self.initialized or self.parameterization.awaits_first_batch:
+        if self.is_prepared or self.continues_batch:
+            return
+        if not self.is_initialized or self.parameterization.awaits_first_batch:
             _refuse_non_finite(vectors if batch is None else batch)
         if self.averages is not None:
             self.averages.move(self.weight)
         self.parameterization.observe(as_float(self.weight), vectors)
-        if not self.initialized:
+        if not self.is_initialized:
             self._initialize(vectors)
-        elif self.config.replace_after is not None:
+        elif self.config.replace_after is not None and self._replacement_is_due:
             self._replace_unused(vectors, self.config.replace_after)
 
     @torch.no_grad()
     def record(self, counts: torch.Tensor, vectors: torch.Tensor, codes: torch.Tensor) -> None:
-        """Takes note of a training batch.
+        """Takes note of a training batch, or of the next part of it.
 
         Args:
             counts: `(K,)` int64, how often each code was chosen on all ranks.
             vectors: `(N, C)` float32, this rank's encoder outputs.
             codes: `(N,)` int64, the codes chosen for them.
         """
-        if self.frozen:
+        if self.is_frozen:
             return
-        self.unused_batches.add_(1).masked_fill_(counts > 0, 0)
-        self.num_batches.add_(1)
+        if not self.continues_batch:
+            self.unused_batches.add_(1)
+            self.num_batches.add_(1)
+        self.unused_batches.masked_fill_(counts > 0, 0)
+        if self.config.replace_after is not None:
+            self._replacement_flag.send(self._some_unused(self.config.replace_after), self.unused_batches)
         if self.averages is not None:
-            self.averages.collect(counts, vectors, codes)
+            self.averages.collect(counts, vectors, codes, self.continues_batch)
 
     def _generator(self) -> torch.Generator:
         seed = (self.config.seed * 1009 + self.index) * 1_000_003 + int(self.num_batches)
@@ -237,19 +280,20 @@ class CodeAverages(nn.Module):
         self.pending_counts[indices] = 0.0
         self.pending_sums[indices] = 0.0
 
-    def collect(self, counts: torch.Tensor, vectors: torch.Tensor, codes: torch.Tensor) -> None:
-        """Sums of a batch over all ranks, to wait for `move`: shapes as for `Codebook.record`."""
-        self.pending_counts.copy_(counts)
-        self.pending_sums.copy_(all_reduce_sum(torch.zeros_like(self.sums).index_add_(0, codes, vectors.to(self.sums))))
+    def collect(self, counts: torch.Tensor, vectors: torch.Tensor, codes: torch.Tensor, adds: bool = False) -> None:
+        """Sums of a batch over all ranks, to wait for `move`: shapes as for `Codebook.record`. With `adds` they come on
+        top of those that wait already."""
+        sums = all_reduce_sum(torch.zeros_like(self.sums).index_add_(0, codes, vectors.to(self.sums)))
+        for pending, part in ((self.pending_counts, counts), (self.pending_sums, sums)):
+            pending.add_(part) if adds else pending.copy_(part)
 
     def move(self, weight: torch.Tensor) -> None:
         """Takes the waiting sums into the averages and moves the codes that they concern, in `weight` `(K, C)`."""
         used = self.pending_counts > 0
-        if not used.any():
-            return
-        self.counts.lerp_(self.pending_counts, 1 - self.decay)
-        self.sums.lerp_(self.pending_sums, 1 - self.decay)
-        weight[used] = self.sums[used] / self.counts[used, None]
+        share = (1 - self.decay) * used.any().to(self.counts)  # where nothing waits, nothing fades
+        self.counts.lerp_(self.pending_counts, share)
+        self.sums.lerp_(self.pending_sums, share)
+        weight.copy_(torch.where(used[:, None], self.sums / self.counts[:, None], weight))
         self.pending_counts.zero_()
         self.pending_sums.zero_()
 

@@ -6,6 +6,10 @@ from typing import ClassVar
 
 from .fields import QuantizerConfig, require
 
+# A field beyond these is a slip of the pen, which would fill the memory before anyone saw it.
+MAX_SIZES = {"codebook_size": 1 << 24, "codebook_dim": 1 << 16, "num_codebooks": 1 << 10}
+MAX_SEED = 1 << 31
+
 CHOICES = {
     "parameterization": ("plain", "affine", "affine_running", "linear"),
     "update": ("gradient", "ema", "alternating"),
@@ -89,7 +93,9 @@ class VectorQuantizerConfig(QuantizerConfig):
         for name, choices in CHOICES.items():
             require(getattr(self, name) in choices, name, getattr(self, name), f"one of {choices}")
         for name, least in (("codebook_size", 2), ("codebook_dim", 1), ("num_codebooks", 1)):
-            require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+            most, value = MAX_SIZES[name], getattr(self, name)
+            require(least <= value <= most, name, value, f"at least {least} and at most {most}")
+        require(abs(self.seed) <= MAX_SEED, "seed", self.seed, f"at most {MAX_SEED} in size")
         require(0 <= self.sync_weight <= 2, "sync_weight", self.sync_weight, "between 0 and 2")
         require(0 < self.ema_decay < 1, "ema_decay", self.ema_decay, "between 0 and 1, exclusive")
         off_or_positive = self.replace_after is None or self.replace_after >= 1

@@ -99,7 +99,9 @@ def global_moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | No
     Returns:
         `(mean, variance)`, each `(C,)`, equal on all ranks.
     """
-    total = all_reduce_sum(torch.tensor(float(rows.shape[0]), device=rows.device))
+    total = float(rows.shape[0])  # known to the host, and asked of the device only where there are several
+    if is_distributed():
+        total = float(all_reduce_sum(torch.tensor(total, device=rows.device)))
     if total == 0:
         return None
     mean = all_reduce_sum(rows.sum(dim=0)) / total

@@ -75,6 +75,14 @@ def as_float(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def count_codes(codes: torch.Tensor, codebook_size: int) -> torch.Tensor:
+    """How often each code occurs: `(K,)` int64 from codes of any shape, without making the host wait for the device."""
+    flat = codes.flatten()
+    if flat.device.type == "cpu":
+        return torch.bincount(flat, minlength=codebook_size)
+    return flat.new_zeros(codebook_size).scatter_add_(0, flat, torch.ones_like(flat))  # bincount asks for the maximum
+
+
 def perplexity(counts: torch.Tensor) -> torch.Tensor:
     """Exponential of the entropy of the code usage: the number of codes in even use.
 
@@ -115,7 +123,7 @@ def kmeans(
     centres = _kmeans_plus_plus(samples, num_clusters, generator)
     for _ in range(num_iterations):
         codes = nearest_codes(samples, centres)
-        counts = torch.bincount(codes, minlength=num_clusters).to(samples.dtype)
+        counts = count_codes(codes, num_clusters).to(samples.dtype)
         sums = torch.zeros_like(centres).index_add_(0, codes, samples)
         centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
     return centres

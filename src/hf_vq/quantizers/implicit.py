@@ -8,8 +8,8 @@ from torch import nn
 
 from .distributed import all_reduce_sum, joined_mean_factor
 from .fields import QuantizerConfig, shown_fields
-from .functional import active_fraction, as_float, perplexity, straight_through
-from .vector_quantizer import VectorQuantizerOutput, check_codes, flatten_features, unflatten_vectors
+from .functional import active_fraction, as_float, count_codes, perplexity, straight_through
+from .vector_quantizer import VectorQuantizerOutput, check_codes, check_numbers, flatten_features, unflatten_vectors
 
 # Usage is counted for each code, in training on every batch; 2^24 counters are 128 MiB.
 MAX_CODEBOOK_SIZE = 1 << 24
@@ -47,7 +47,7 @@ class ImplicitCodebookQuantizer(nn.Module, abc.ABC):
         with torch.autocast(features.device.type, enabled=False):
             bounded, shape = self._flatten_and_bound(features)
             codes = self._assign(bounded.detach())
-            counts = torch.bincount(codes, minlength=self.config.codebook_size)
+            counts = count_codes(codes, self.config.codebook_size)
             factor: torch.Tensor | float = 1.0
             if self.training:
                 counts = all_reduce_sum(counts)
@@ -66,10 +66,15 @@ class ImplicitCodebookQuantizer(nn.Module, abc.ABC):
         )
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Codes of `(B, C, *spatial)` features: `(B, *spatial)` int64."""
+        """Codes of `(B, C, *spatial)` features: `(B, *spatial)` int64.
+
+        Raises:
+            ValueError: as `forward`, and if a feature is NaN or infinite.
+        """
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-            bounded, shape = self._flatten_and_bound(features)
-            return self._assign(bounded).view(shape)
+            vectors, shape = flatten_features(features, self.config.codebook_dim, self.config.channel_last)
+            check_numbers(vectors)
+            return self._assign(self._bound(vectors)).view(shape)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Vectors of codes: `(B, *spatial)` int64 -> `(B, C, *spatial)`, or `(B, ..., C)` with `channel_last`.

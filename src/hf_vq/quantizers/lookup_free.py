@@ -121,7 +121,7 @@ class LookupFreeQuantizer(ImplicitCodebookQuantizer):
         loss = self.config.commitment_weight * commitment
         if self.config.entropy_weight:
             logits = 4 * self._corner / self.config.temperature * bounded
-            certainty = factor * binary_entropy(logits).sum(dim=1).mean()
+            certainty = factor * binary_entropy(logits).sum() / max(len(logits), 1)
             groups = logits.split(self.config.entropy_group_size, dim=1)
             diversity = torch.stack([self._joined_entropy(group, factor) for group in groups]).sum()
             loss = loss + self.config.entropy_weight * (certainty - self.config.diversity_weight * diversity)
@@ -135,7 +135,11 @@ class LookupFreeQuantizer(ImplicitCodebookQuantizer):
         """
         mean = factor * mean_code_probabilities(logits)
         joined = all_reduce_sum(mean.detach()) if self.training else mean.detach()
-        surprise = -(joined / joined.sum()).clamp(min=torch.finfo(joined.dtype).tiny).log()
+        surprise = (
+            -(joined / joined.sum().clamp(min=torch.finfo(joined.dtype).tiny))
+            .clamp(min=torch.finfo(joined.dtype).tiny)
+            .log()
+        )
         return (surprise * mean).sum()
 
     @property
@@ -167,7 +171,7 @@ def mean_code_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """
     half = logits.shape[1] // 2
     low, high = _joint_probabilities(logits[:, :half]), _joint_probabilities(logits[:, half:])
-    return (high.T @ low).flatten() / len(logits)
+    return (high.T @ low).flatten() / max(len(logits), 1)
 
 
 def _joint_probabilities(logits: torch.Tensor) -> torch.Tensor:

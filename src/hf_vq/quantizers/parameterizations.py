@@ -9,6 +9,7 @@ from torch import nn
 from .configuration import VectorQuantizerConfig
 from .distributed import global_moments
 from .functional import as_float
+from .host_flags import RememberedFlag
 
 
 class PlainParameterization(nn.Module):
@@ -121,13 +122,14 @@ class RunningAffineParameterization(PlainParameterization):
         self.initial_std = initial_std
         self.momentum = momentum
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self._started_flag = RememberedFlag()
         for owner in ("encoder", "code"):
             self.register_buffer(f"{owner}_mean", torch.zeros(codebook_dim))
             self.register_buffer(f"{owner}_variance", torch.ones(codebook_dim))
 
     @property
     def awaits_first_batch(self) -> bool:
-        return not self.started
+        return not self._started_flag.read(self.started)
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.started)
@@ -140,12 +142,14 @@ class RunningAffineParameterization(PlainParameterization):
         batch_moments = global_moments(vectors)
         if batch_moments is None:
             return
-        momentum = 1.0 if self.awaits_first_batch else self.momentum
+        is_first = self.awaits_first_batch
+        momentum = 1.0 if is_first else self.momentum
         moments = (*batch_moments, raw.mean(dim=0), raw.var(dim=0, correction=0))
         running = (self.encoder_mean, self.encoder_variance, self.code_mean, self.code_variance)
         for average, moment in zip(running, moments, strict=True):
             average.lerp_(moment.to(average), momentum)
-        self.started.fill_(True)
+        if is_first:
+            self.started.fill_(True)
 
     def _scale(self) -> torch.Tensor:
         # In float32 even where the module was cast: a quotient of variances overflows half precision.

@@ -18,6 +18,7 @@ from .functional import (
     as_float,
     codebook_loss,
     commitment_loss,
+    count_codes,
     nearest_codes,
     perplexity,
     rotation,
@@ -143,11 +144,55 @@ class VectorQuantizer(nn.Module):
             active_fraction=_mean([active_fraction(count) for count in counts]),
         )
 
+    @property
+    def awaits_vectors(self) -> bool:
+        """True if `begin_batch` needs the features of the batch: codes are to be placed, or moments to be taken."""
+        return any(codebook.awaits_vectors for codebook in self.all_codebooks)
+
+    @torch.no_grad()
+    def begin_batch(self, features: torch.Tensor | None = None) -> None:
+        """Declares that the coming forwards are parts of one training batch, as in gradient accumulation.
+
+        The codes are initialised, averaged and replaced once, from all of it, and its counts are those of all parts: in
+        training mode the state afterwards is that of one forward of the joined batch. Call `next_part` before each
+        forward but the first, and `end_batch` after the last.
+
+        Args:
+            features: `(B, C, *spatial)` of all parts joined, this process's share; needed where `awaits_vectors`.
+
+        Raises:
+            ValueError: if features are needed and not given, and as `forward` does.
+        """
+        self.end_batch()
+        if self.awaits_vectors and features is None:
+            raise ValueError("the codes await the features of the whole batch; call begin_batch(features)")
+        if features is None:
+            return
+        with torch.autocast(features.device.type, enabled=False):
+            self._look_up(self._flatten(features)[0], learn=self.training)
+        for codebook in self.all_codebooks:
+            codebook.is_prepared = True
+
+    def next_part(self) -> None:
+        """Declares that the next forward goes on with the training batch of the last one."""
+        for codebook in self.all_codebooks:
+            codebook.continues_batch = True
+
+    def end_batch(self) -> None:
+        """Declares that the next forward is a training batch of its own."""
+        for codebook in self.all_codebooks:
+            codebook.is_prepared = codebook.continues_batch = False
+
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """Codes of `(B, C, *spatial)` features, int64: `(B, *spatial)`, or `(B, num_codebooks, *spatial)` with several
-        codebooks. Changes no state, in training mode either."""
+        codebooks. Changes no state, in training mode either.
+
+        Raises:
+            ValueError: as `forward`, and if a feature is NaN or infinite.
+        """
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             vectors, shape = self._flatten(features)
+            check_numbers(vectors)
             return self._stack([part.codes for part in self._look_up(vectors, learn=False)], shape)
 
     def inspect(self, features: torch.Tensor) -> list[CodebookLookUp]:
@@ -232,7 +277,7 @@ class VectorQuantizer(nn.Module):
 
     def _count(self, look_ups: list[CodebookLookUp]) -> tuple[list[torch.Tensor], torch.Tensor | float]:
         """Usage of each codebook, noted if in training, and the factor that makes local means joined ones."""
-        counts = [torch.bincount(part.codes, minlength=self.config.codebook_size) for part in look_ups]
+        counts = [count_codes(part.codes, self.config.codebook_size) for part in look_ups]
         if not self.training:
             return counts, 1.0
         counts = list(all_reduce_sum(torch.stack(counts)))
@@ -308,6 +353,20 @@ def unflatten_vectors(vectors: torch.Tensor, shape: torch.Size, channel_last: bo
     """Inverse of `flatten_features`: `(N, C)` rows -> `(B, C, *spatial)`, or `(B, ..., C)` with `channel_last`."""
     output = vectors.view(*shape, vectors.shape[-1])
     return output if channel_last else output.movedim(-1, 1)
+
+
+def check_numbers(vectors: torch.Tensor) -> None:
+    """Refuses vectors to which no code is nearest, in eager mode only, as in `check_codes`.
+
+    Raises:
+        ValueError: if a number is NaN or infinite.
+    """
+    if torch.compiler.is_compiling() or vectors.is_meta or bool(vectors.isfinite().all()):
+        return
+    raise ValueError(
+        "features hold NaN or infinite values, to which no code is nearest; look for them in the input, or encode in a "
+        "wider dtype"
+    )
 
 
 def check_codes(codes: torch.Tensor, codebook_size: int) -> None:
