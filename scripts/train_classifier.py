@@ -16,9 +16,7 @@ resized to the model's `image_size`, with as many channels as its `num_channels`
 """
 
 import json
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +26,9 @@ from tqdm.auto import tqdm
 
 from hf_vq import CodebookUsage, VQForImageClassification, VQImageClassifierConfig
 from hf_vq.data import ImageDataset, make_image_processor
-from hf_vq.files import atomic_file, move_files_into
+from hf_vq.files import atomic_file, move_files_into, staging_directory
 from hf_vq.training.arguments import TrainingArguments, check_fields, parse_arguments, run
+from hf_vq.training.processes import share_of, sums_of_all
 from hf_vq.training.run import TrainingRun, make_accelerator
 
 QUANTIZER_FIGURES = ("quantizer_loss", "commitment_loss", "codebook_loss", "perplexity", "active_fraction")
@@ -77,7 +76,7 @@ def evaluate(
     config = model.config.quantizer_config
     usage = None if config is None else CodebookUsage(config.codebook_size, getattr(config, "num_codebooks", 1))
     # a generator of its own: without one every loader takes a number from those that dropout draws in training
-    loader = DataLoader(dataset, batch_size=batch_size, generator=torch.Generator())
+    loader = DataLoader(share_of(dataset), batch_size=batch_size, generator=torch.Generator())
     sums = {"accuracy": 0.0, "cross_entropy": 0.0, **({} if usage is None else {"quantization_error": 0.0})}
     for batch in tqdm(loader, desc=f"evaluate {name}", leave=False, disable=not shows):
         labels = batch["labels"].to(model.device)
@@ -87,17 +86,18 @@ def evaluate(
         if usage is not None:
             sums["quantization_error"] += float(output.commitment_loss) * len(labels)
             usage.update(output.codes)
-    means = {figure: value / len(dataset) for figure, value in sums.items()}  # type: ignore[arg-type]
+    totals = zip(sums, sums_of_all(list(sums.values()), model.device), strict=True)
+    means = {figure: value / len(dataset) for figure, value in totals}  # type: ignore[arg-type]
     return means if usage is None else {**means, **usage.compute(model.device)}
 
 
 def save(training: TrainingRun, model: VQForImageClassification, processor: Any) -> None:
     """Writes the model and its processor, which are never there in part."""
-    with tempfile.TemporaryDirectory(dir=training.output_dir) as temporary:
+    with staging_directory(training.output_dir) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         training.save_record(temporary)
-        move_files_into(Path(temporary), training.output_dir, last="config.json")
+        move_files_into(temporary, training.output_dir, last="config.json")
 
 
 def save_metrics(training: TrainingRun, test: dict[str, float], num_samples: int) -> None:
@@ -132,15 +132,22 @@ def main() -> None:
 
     training = TrainingRun(accelerator, VQForImageClassification(config), args)
     training.model.train()
-    for batch in training.dataloader(train_set):
-        with accelerator.accumulate(training.model):
-            training.move_codes(batch["pixel_values"])
-            output = training.model(**batch)
-            stepped = training.optimize(output.loss, figures_of(output, batch["labels"]))
-        if stepped and training.validation_due:
-            with training.averaged_weights() as model:
-                validation = evaluate(model, validation_part, args.eval_batch_size, "validation", shows)
-            training.log({f"validation_{name}": value for name, value in validation.items()})
+
+    def validate() -> None:
+        with training.validation(), training.averaged_weights() as model:
+            figures = evaluate(model, validation_part, args.eval_batch_size, "validation", shows)
+            training.log({f"validation_{name}": value for name, value in figures.items()})
+
+    if training.validation_missed:
+        validate()
+    for batches in training.steps(train_set):
+        training.begin_step([batch["pixel_values"] for batch in batches])
+        for batch in batches:
+            with training.accumulate():
+                output = training.model(**batch)
+                training.optimize(output.loss, figures_of(output, batch["labels"]))
+        if training.validation_due:
+            validate()
 
     with training.averaged_weights() as model:
         if accelerator.is_main_process:

@@ -12,15 +12,16 @@ the same with both. For images the label takes the place of the views, and a she
 `--class_conditional false` trains without labels.
 """
 
-import tempfile
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from hf_vq import CodeTransformer
 from hf_vq.evaluation.optional import import_extra
 from hf_vq.evaluation.sheets import save_sample_sheet
-from hf_vq.files import move_files_into
+from hf_vq.files import move_files_into, staging_directory
 from hf_vq.training.arguments import parse_arguments, run
 from hf_vq.training.code_generation import CodeGenerationTask
 from hf_vq.training.codes import CodeTransformerArguments, hide_codes
@@ -44,9 +45,21 @@ def make_task(args: CodeTransformerArguments, device: torch.device) -> Task:
     return CodeGenerationTask(args, device)
 
 
+@contextmanager
+def averaged_pipeline(training: TrainingRun, task: Task) -> Iterator[CodeTransformer]:
+    """The transformer with the averaged weights, in its pipeline for as long as the block lasts; for all processes."""
+    trained = task.pipeline.transformer
+    with training.averaged_weights() as model:
+        task.pipeline.register_modules(transformer=model)
+        try:
+            yield model
+        finally:
+            task.pipeline.register_modules(transformer=trained)
+
+
 def validate(training: TrainingRun, task: Task) -> None:
     """Figures, and a sheet of generated images, of the averaged weights."""
-    with training.averaged_weights() as model:
+    with training.validation(), averaged_pipeline(training, task) as model:
         training.log(task.validate(model))
         if isinstance(task, CodeGenerationTask) and training.accelerator.is_main_process:
             path = training.output_dir / "validation" / f"step-{training.step:07d}.png"
@@ -57,6 +70,14 @@ def tokenizer_records(args: CodeTransformerArguments) -> dict[str, dict[str, Any
     """How the tokenizers of the pipeline were trained, as far as it is recorded."""
     names = ("tokenizer", "volume_tokenizer", "view_tokenizer")
     return {name: read_record(getattr(args, name)) for name in names if getattr(args, name)}
+
+
+def save(training: TrainingRun, task: Task, args: CodeTransformerArguments) -> None:
+    """Writes the pipeline, which is never there in part."""
+    with staging_directory(args.output_dir) as temporary:
+        task.pipeline.save_pretrained(temporary)
+        training.save_record(temporary, tokenizers=tokenizer_records(args))
+        move_files_into(temporary, training.output_dir, last="model_index.json")
 
 
 def main() -> None:
@@ -72,25 +93,24 @@ def main() -> None:
 
     training = TrainingRun(accelerator, transformer, args)
     training.model.train()
-    for index, batch in enumerate(training.dataloader(task.train_codes)):
-        generator = training.generator(index % args.gradient_accumulation_steps)
-        true = batch["codes"].flatten(1)
-        rates = draw_mask_rates(len(true), args.mask_rates, generator)
-        noisy, masked = hide_codes(transformer, scheduler, true, rates, generator)
-        if scheduler.masking_rule == "exact_count":  # which may be another rate than was asked for
-            rates = masked.double().mean(dim=1)
-        with accelerator.accumulate(training.model):
-            logits = training.model(noisy, **task.conditions(batch, generator)).sample
-            loss = objective(logits, true, masked, rates)
-            stepped = training.optimize(loss, {})
-        if stepped and training.validation_due:
+    if training.validation_missed:
+        validate(training, task)
+    for batches in training.steps(task.train_codes):
+        for part, batch in enumerate(batches):
+            generators, true = training.generators(part), batch["codes"].flatten(1)
+            rates = draw_mask_rates(len(true), args.mask_rates, generators)
+            noisy, masked = hide_codes(transformer, scheduler, true, rates, generators)
+            if scheduler.masking_rule == "exact_count":  # which may be another rate than was asked for
+                rates = masked.double().mean(dim=1)
+            with training.accumulate():
+                logits = training.model(noisy, **task.conditions(batch, generators), positions=masked).sample
+                training.optimize(objective(logits, true, masked, rates), {})
+        if training.validation_due:
             validate(training, task)
 
-    if accelerator.is_main_process:
-        with training.averaged_weights(), tempfile.TemporaryDirectory(dir=args.output_dir) as temporary:
-            task.pipeline.save_pretrained(temporary)
-            training.save_record(temporary, tokenizers=tokenizer_records(args))
-            move_files_into(Path(temporary), training.output_dir, last="model_index.json")
+    with averaged_pipeline(training, task):
+        if accelerator.is_main_process:
+            save(training, task, args)
     training.end()
 
 

@@ -15,9 +15,7 @@ weight), from the step `--discriminator.start_step` on; `--perceptual_model FOLD
 ResNet in transformers' format, adds a distance of its features.
 """
 
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,13 +24,15 @@ from torch.utils.data import DataLoader
 from hf_vq import CodebookUsage, VQTokenizer, VQTokenizerConfig
 from hf_vq.evaluation.optional import import_extra
 from hf_vq.evaluation.sheets import save_reconstruction_sheet
-from hf_vq.files import move_files_into
+from hf_vq.files import move_files_into, staging_directory
 from hf_vq.training.arguments import check_fields, parse_arguments, run
 from hf_vq.training.data_augmentation import ShiftAndFlip
 from hf_vq.training.diagnostics import codebook_figures, gradient_gap
+from hf_vq.training.processes import share_of, sums_of_all
 from hf_vq.training.run import TrainingRun, make_accelerator
 from hf_vq.training.tokenizer_data import DATA_TYPES, TokenizerData, open_tokenizer_data
 from hf_vq.training.tokenizer_objective import ObjectiveArguments, TokenizerObjective
+from hf_vq.training.usage import RunningUsage
 
 
 @dataclass
@@ -45,6 +45,9 @@ class TokenizerArguments(ObjectiveArguments):
         default=None, metadata={"help": "Images: the column of labels, where it is not plain."}
     )
     cache_data: bool = field(default=False, metadata={"help": "Keep all processed samples in memory."})
+    on_error: str = field(
+        default="stop", metadata={"help": "Paired data with files that cannot be read: stop, or skip the subjects."}
+    )
     num_sheet_samples: int = field(default=4, metadata={"help": "Samples on a validation sheet."})
     augmentation: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Training samples: max_shift and flip_axes, see ShiftAndFlip."}
@@ -71,23 +74,23 @@ def validate(training: TrainingRun, data: TokenizerData, args: TokenizerArgument
     """Reconstruction PSNR and codebook usage of the averaged weights on the validation split, and a sheet."""
     low, high = data.value_range
     device = training.accelerator.device
-    with training.averaged_weights() as model:
-        usage, errors, first = usage_of(model.config), [], None
-        for batch in DataLoader(data.validation, batch_size=args.train_batch_size):
+    with training.validation(), training.averaged_weights() as model:
+        usage, total, count = usage_of(model.config), 0.0, 0
+        for batch in DataLoader(share_of(data.validation), args.train_batch_size, generator=torch.Generator()):
             images = data.pixels_of(batch).to(device)
             output = model(images)
             usage.update(output.codes)
-            errors.append((output.sample.clamp(low, high) - images).square().flatten(1).mean(dim=1))
-            first = first or (images, output.sample)
-        figures = {
-            "psnr": (10 * torch.log10((high - low) ** 2 / torch.cat(errors))).mean(),
-            **usage.compute(device),
-            **diagnostics(model, first[0]),
-        }
+            errors = (output.sample.clamp(low, high) - images).square().flatten(1).mean(dim=1)
+            total += float((10 * torch.log10((high - low) ** 2 / errors)).sum())
+            count += len(images)
+        total, count = sums_of_all((total, count), device)
+        first = DataLoader(data.validation, args.train_batch_size, generator=torch.Generator())
+        images = data.pixels_of(next(iter(first))).to(device)  # the same ones on all processes
+        figures = {"psnr": total / count, **usage.compute(device), **diagnostics(model, images)}
         training.log({f"validation_{name}": value for name, value in figures.items()})
         if training.accelerator.is_main_process:
             path = training.output_dir / "validation" / f"step-{training.step:07d}.png"
-            shown = (tensor[: args.num_sheet_samples].cpu() for tensor in first)
+            shown = (tensor[: args.num_sheet_samples].cpu() for tensor in (images, model(images).sample))
             save_reconstruction_sheet(*shown, path, value_range=(low, high))
 
 
@@ -101,33 +104,42 @@ def main() -> None:
     augment = ShiftAndFlip(**args.augmentation)
     import_extra("matplotlib")  # the first validation draws a sheet: better to stop now than then
     columns = {name: getattr(args, name) for name in ("image_column", "label_column")}
-    data = open_tokenizer_data(args.data_type, args.data, config, args.processor, args.cache_data, columns)
+    data = open_tokenizer_data(
+        args.data_type, args.data, config, args.processor, args.cache_data, columns, args.on_error
+    )
 
     model = VQTokenizer(config)  # before the discriminator, whose random weights come after the tokenizer's
     objective = TokenizerObjective(args, config, data.value_range, accelerator.device)
 
-    training = TrainingRun(accelerator, model, args, objective.adversary)
+    usage = RunningUsage(usage_of(config), accelerator.device)  # of all batches since the last validation
+    training = TrainingRun(accelerator, model, args, objective.adversary, {"usage": usage})
     training.model.train()
-    usage = usage_of(config)  # of all batches since the last validation
-    for index, batch in enumerate(training.dataloader(data.train)):
-        generator = training.generator(index % args.gradient_accumulation_steps)
-        with training.accumulate():
-            images = augment(data.pixels_of(batch), generator)
-            training.move_codes(images)
-            output = training.model(images)
-            usage.update(output.codes)
-            stepped = training.optimize(*objective(training, output, images, generator))
-        if stepped and training.validation_due:
-            training.log({f"train_{k}": v for k, v in usage.compute(accelerator.device).items()})
-            usage = usage_of(config)
-            validate(training, data, args)
+
+    def look_back() -> None:
+        training.log({f"train_{name}": value for name, value in usage.compute().items()})
+        validate(training, data, args)
+        usage.restart()
+
+    if training.validation_missed:
+        look_back()
+    for batches in training.steps(data.train):
+        noise = [data.per_image(batch, training.generators(part)) for part, batch in enumerate(batches)]
+        parts = [augment(data.pixels_of(batch), own) for batch, own in zip(batches, noise, strict=True)]
+        training.begin_step(parts)
+        for images, own in zip(parts, noise, strict=True):
+            with training.accumulate():
+                output = training.model(images)
+                usage.update(output.codes)
+                training.optimize(*objective(training, output, images, own))
+        if training.validation_due:
+            look_back()
 
     if accelerator.is_main_process:
-        with training.averaged_weights() as model, tempfile.TemporaryDirectory(dir=args.output_dir) as temporary:
+        with training.averaged_weights() as model, staging_directory(args.output_dir) as temporary:
             model.save_pretrained(temporary)
             data.processor.save_pretrained(temporary)
             training.save_record(temporary)
-            move_files_into(Path(temporary), training.output_dir, last="config.json")
+            move_files_into(temporary, training.output_dir, last="config.json")
     training.end()
 
 

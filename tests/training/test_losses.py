@@ -69,6 +69,23 @@ def test_no_mask_is_no_loss():
         assert masked_code_loss(logits, codes, masked, torch.tensor([0.1]), loss_type).item() == 0
 
 
+@pytest.mark.parametrize("soft_target_temperature", [0.0, 0.3])
+@pytest.mark.parametrize("loss_type", CODE_LOSSES)
+def test_logits_of_the_masked_positions_alone_give_the_same_loss_and_gradients(loss_type, soft_target_temperature):
+    torch.manual_seed(0)
+    objective = CodeObjective(loss_type, torch.randn(7, 3), soft_target_temperature, code_vector_weight=0.5)
+    logits, codes = torch.randn(4, 9, 7), torch.randint(7, (4, 9))
+    masked, rates = torch.rand(4, 9) < torch.tensor([[0.9], [0.4], [0.0], [1.0]]), torch.tensor([0.9, 0.4, 0.1, 1.0])
+    of_all, of_masked = logits.clone().requires_grad_(), logits[masked].requires_grad_()
+    losses = [objective(given, codes, masked, rates) for given in (of_all, of_masked)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(of_all.grad[masked], of_masked.grad, rtol=1e-6, atol=1e-8)
+    with pytest.raises(ValueError, match=r"logits must be \(4, 9, 'K'\), or \("):
+        objective(logits[:, :5], codes, masked, rates)
+
+
 def test_unknown_loss_is_named():
     with pytest.raises(ValueError, match="loss_type='nll'"):
         masked_code_loss(*uniform_case([1]), torch.tensor([1.0]), "nll")

@@ -191,21 +191,26 @@ class Adversary:
         """Makes it part of a run: device, processes, mixed precision, checkpoints."""
         self._accelerator = accelerator
         self.model, self.optimizer = accelerator.prepare(self.model, self.optimizer)
-        accelerator.register_for_checkpointing(self.lr_scheduler)
         self.model.train()
+
+    def states(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides network and optimizer."""
+        return {"discriminator_lr_scheduler": self.lr_scheduler}
 
     def is_active(self, step: int, images: torch.Tensor) -> bool:
         """True from the start step on. Images that are too small are refused before, too."""
         self._accelerator.unwrap_model(self.model).check_input(images)
         return step >= self.config.start_step
 
-    def step(self, real: torch.Tensor, fake: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def step(
+        self, real: torch.Tensor, fake: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator]
+    ) -> dict[str, torch.Tensor]:
         """Trains the discriminator on one batch; call it inside `TrainingRun.accumulate`.
 
         Args:
             real: `(B, C, *spatial)`.
             fake: reconstructions of them, same shape; no gradient flows into them.
-            generator: of the augmentation, which is the same for both.
+            generator: of the augmentation, which is the same for both; one or a list of one per sample.
 
         Returns:
             Figures to log.
@@ -231,7 +236,9 @@ class Adversary:
             "fake_logits": fake_logits.detach().mean(),
         }
 
-    def generator_loss(self, fake: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def generator_loss(
+        self, fake: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator]
+    ) -> torch.Tensor:
         r"""The tokenizer's loss \(-E[D(\hat x)]\), scalar, with a gradient to `fake` and none to the discriminator.
 
         The discriminator's graph lives only as long as this call: what stays is its gradient at `fake`, so going
@@ -239,7 +246,7 @@ class Adversary:
 
         Args:
             fake: `(B, C, *spatial)` reconstructions with their graph.
-            generator: of the augmentation.
+            generator: of the augmentation, one or a list of one per sample.
         """
         point = fake.detach().requires_grad_()
         (seen,) = self.augment(generator, point)

@@ -33,16 +33,22 @@ class DifferentiableAugmentation:
             raise ValueError(f"augmentation {unknown[0]!r} is unknown; choose among {tuple(AUGMENTATIONS)}")
         self.names, self.fill = tuple(names), fill
 
-    def __call__(self, generator: torch.Generator, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def __call__(
+        self, generator: torch.Generator | Sequence[torch.Generator], *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         """Augments tensors of one shape, sample i of each alike.
 
         Args:
-            generator: on the CPU; all randomness comes from it.
+            generator: on the CPU; all randomness comes from it, or from a list of one per sample.
             tensors: each `(B, C, *spatial)`, with 2 or 3 spatial axes.
 
         Returns:
             As many tensors of the same shape; the tensors themselves if there is nothing to do.
         """
+        if isinstance(generator, Sequence):
+            samples = zip(generator, *(tensor.split(1) for tensor in tensors), strict=True)
+            augmented = [self(own, *sample) for own, *sample in samples]
+            return tuple(torch.cat(column) for column in zip(*augmented, strict=True))
         for name in self.names:
             tensors = AUGMENTATIONS[name](generator, tensors, self.fill)
         return tensors

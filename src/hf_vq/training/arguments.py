@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
+
+from .failures import message_of
 
 Arguments = TypeVar("Arguments")
 
@@ -30,6 +33,7 @@ class TrainingArguments:
     lr_warmup_steps: int = field(default=20, metadata={"help": "Steps of linear warm-up."})
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first decay."})
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second decay; lower suits short trainings."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "Added to the root of AdamW's second moment."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
     ema_decay: float = field(
@@ -54,6 +58,15 @@ class TrainingArguments:
     checkpoints_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept."})
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": "A checkpoint folder, or 'latest'."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that load data."})
+    compile: bool = field(
+        default=False, metadata={"help": "Compile the model's parts with torch.compile; needs a C++ compiler or a GPU."}
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute activations twice instead of keeping them: slower, in less memory."}
+    )
+    channels_last: bool = field(
+        default=False, metadata={"help": "Keep convolutions' weights and activations with the channels last."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace what output_dir holds."})
     data_source: str | None = field(
         default=None, metadata={"help": "Where the data come from, in words, for the model card."}
@@ -113,11 +126,14 @@ def check_fields(values: dict[str, Any], target: Callable[..., Any], flag: str) 
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's `main`; bad input ends it with one line on stderr and exit status 2, without a stack trace."""
+    """Runs a script's `main`; bad input, a full disk and the like end it with one line on stderr and exit status 2,
+    without a stack trace."""
     try:
         main()
-    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
-        message = " ".join(str(error.__cause__ if isinstance(error, StrictDataclassError) else error).split())
+    except (ValueError, OSError, ImportError, StrictDataclassError, RuntimeError, SafetensorError) as error:
+        message = message_of(error)
+        if message is None:
+            raise
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
 

@@ -1,5 +1,6 @@
 """Training a code transformer that generates images, from a class label or without: its pipeline and its validation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,12 +54,12 @@ class CodeGenerationTask:
         """The tokenizer of the codes that are to be predicted."""
         return self.pipeline.tokenizer
 
-    def conditions(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, Any]:
+    def conditions(self, batch: dict[str, torch.Tensor], generators: Sequence[torch.Generator]) -> dict[str, Any]:
         """The transformer's further arguments for a batch to train on: the labels, some dropped, if it is to know
         them."""
         if not self._args.class_conditional:
             return {}
-        return {"class_labels": self.pipeline.transformer.drop_labels(batch["label"], generator)}
+        return {"class_labels": self.pipeline.transformer.drop_labels(batch["label"], generators)}
 
     def validate(self, model: CodeTransformer) -> dict[str, float]:
         """Bits per code; of a class-conditional model also with another image's label and without one.

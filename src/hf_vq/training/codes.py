@@ -1,7 +1,7 @@
 """Code data sets as `scripts/encode_codes.py` writes them, and the figures of models that predict masked codes."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,7 +128,7 @@ def hide_codes(
     scheduler: AbsorbingScheduler,
     codes: torch.Tensor,
     rates: torch.Tensor,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a model is shown of the true codes, and which of them it has to predict.
 
@@ -137,7 +137,7 @@ def hide_codes(
         scheduler: masks the codes for any other model.
         codes: `(B, N)` int64 true codes.
         rates: `(B,)` mask rates in (0, 1].
-        generator: source of randomness.
+        generator: source of randomness, one or a list of one per sample.
 
     Returns:
         `(B, N)` int64 codes, and `(B, N)` bool.
@@ -183,7 +183,7 @@ def bits_per_code(
             noisy, masked = hide_codes(model, scheduler, true, rates, generator)
             num_rows += int(masked.any(dim=1).sum())
             for name, arguments_of in conditions.items():
-                logits = model(noisy, **arguments_of(rows)).sample
+                logits = model(noisy, **arguments_of(rows), positions=masked).sample
                 nats[name] += float(masked_code_loss(logits, true, masked, rates, "mlm")) * len(true)
     return {name: total / (num_rows * math.log(2)) for name, total in nats.items()}
 

@@ -27,24 +27,32 @@ class ShiftAndFlip:
             raise ValueError(f"flip_axes must be different spatial axes, the first being 0; got {list(flip_axes)}")
         self.max_shift, self.flip_axes = max_shift, tuple(flip_axes)
 
-    def __call__(self, samples: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def __call__(self, samples: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> torch.Tensor:
         """Augments a batch, each sample by draws of its own.
 
         Args:
             samples: `(B, C, *spatial)`.
-            generator: on the CPU; all randomness comes from it. Without augmentation it is not used.
+            generator: on the CPU; all randomness comes from it, or from a list of one per sample. Without augmentation
+                it is not used.
 
         Returns:
             A tensor of the same shape; `samples` itself if there is nothing to do.
 
         Raises:
-            ValueError: if an axis of `flip_axes` is not there.
+            ValueError: if an axis of `flip_axes` is not there, or a side is no longer than `max_shift`.
         """
         num_axes = samples.ndim - 2
         if max(self.flip_axes, default=0) >= num_axes:
             raise ValueError(f"flip_axes={list(self.flip_axes)} must be below {num_axes}, the number of spatial axes")
+        if self.max_shift and min(samples.shape[2:], default=0) <= self.max_shift:
+            raise ValueError(
+                f"max_shift={self.max_shift} must be below every side of the samples; got {tuple(samples.shape[2:])}"
+            )
         if not self.max_shift and not self.flip_axes:
             return samples
+        if isinstance(generator, Sequence):
+            each = zip(samples.split(1), generator, strict=True)
+            return torch.cat([self(sample, own) for sample, own in each])
         far, batch = self.max_shift, len(samples)
         starts = torch.randint(0, 2 * far + 1, (batch, num_axes), generator=generator).tolist()
         flips = (torch.rand(batch, num_axes, generator=generator) < 0.5).tolist()

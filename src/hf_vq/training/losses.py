@@ -1,16 +1,21 @@
 """Training losses of absorbing code diffusion."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+
+from ..quantizers.distributed import all_reduce_sum, is_distributed, joined_mean_factor
 
 CODE_LOSSES = ("elbo", "mlm", "reweighted_elbo")
 MASK_RATES = ("uniform", "cosine")
 
 
 def draw_mask_rates(
-    batch_size: int, distribution: str = "uniform", generator: torch.Generator | None = None
+    batch_size: int,
+    distribution: str = "uniform",
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> torch.Tensor:
     r"""Mask rates t of a training batch.
 
@@ -20,14 +25,18 @@ def draw_mask_rates(
     Args:
         batch_size: samples.
         distribution: one of `MASK_RATES`.
-        generator: source of randomness.
+        generator: source of randomness, one or a list of one per sample.
 
     Returns:
         `(batch_size,)` float64 in (0, 1].
 
     Raises:
-        ValueError: if `distribution` is unknown.
+        ValueError: if `distribution` is unknown, or `batch_size` negative.
     """
+    if batch_size < 0:
+        raise ValueError(f"batch_size must be at least 0; got {batch_size}")
+    if isinstance(generator, Sequence):
+        return torch.cat([draw_mask_rates(1, distribution, own) for own in generator])
     draws = torch.rand(batch_size, generator=generator, dtype=torch.float64)
     if distribution == "uniform":
         return 1 - draws
@@ -48,7 +57,12 @@ def soft_code_targets(codebook: torch.Tensor, temperature: float) -> torch.Tenso
 
     Returns:
         `(K, K)`, each row summing to 1.
+
+    Raises:
+        ValueError: if the temperature is not finite and above 0.
     """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be finite and above 0; got {temperature}")
     distances = torch.cdist(codebook.double(), codebook.double()).square()
     nearest = distances.masked_fill(torch.eye(len(codebook), dtype=torch.bool, device=codebook.device), math.inf)
     scale = nearest.amin(dim=1).mean().clamp(min=torch.finfo(torch.float64).tiny)
@@ -75,7 +89,7 @@ def masked_code_loss(
     masks `"elbo"` and `"mlm"` are one and the same; with coins they are not.
 
     Args:
-        logits: `(B, N, K)`.
+        logits: `(B, N, K)`, or those of the masked positions alone, `(M, K)` row by row.
         codes: `(B, N)` int64 true codes.
         masked: `(B, N)` bool, positions that count.
         timesteps: `(B,)` mask rates t in (0, 1]. Where an exact number of positions was masked, the rate is that number
@@ -87,14 +101,14 @@ def masked_code_loss(
         Scalar in nats.
 
     Raises:
-        ValueError: if `loss_type` is unknown.
+        ValueError: if `loss_type` is unknown, the logits do not fit, or a code is out of range (on the CPU).
     """
-    num_positions = codes.shape[1]
+    num_positions, (logits, true) = codes.shape[1], _at_masked(logits, codes, masked)
     if soft_targets is None:
-        per_position = F.cross_entropy(logits.float().transpose(1, 2), codes, reduction="none")
+        per_position = F.cross_entropy(logits, true, reduction="none")
     else:
-        per_position = -(soft_targets[codes] * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
-    summed = per_position.masked_fill(~masked, 0.0).sum(dim=1)
+        per_position = -(soft_targets[true] * F.log_softmax(logits, dim=-1)).sum(dim=-1)
+    summed = torch.zeros_like(masked, dtype=logits.dtype).masked_scatter(masked, per_position).sum(dim=1)
     rates = timesteps.to(summed)
     if loss_type == "elbo":
         weighted = summed / (rates * num_positions)
@@ -115,18 +129,41 @@ def code_vector_loss(
     Cross-entropy takes every wrong code to be equally wrong; this loss tells a close one from a far one.
 
     Args:
-        logits: `(B, N, K)`.
+        logits: `(B, N, K)`, or those of the masked positions alone, `(M, K)` row by row.
         codes: `(B, N)` int64 true codes.
         masked: `(B, N)` bool, positions that count.
         codebook: `(K, C)` effective codebook.
 
     Returns:
         Scalar: mean squared distance over the masked positions, in units of the codebook's total variance.
+
+    Raises:
+        ValueError: if the logits do not fit, or a code is out of range (on the CPU).
     """
-    expected = torch.softmax(logits.float(), dim=-1) @ codebook.float()
-    squared = (expected - codebook.float()[codes]).square().sum(dim=-1)
+    logits, true = _at_masked(logits, codes, masked)
+    expected = torch.softmax(logits, dim=-1) @ codebook.float()
+    squared = (expected - codebook.float()[true]).square().sum(dim=-1)
     variance = codebook.float().var(dim=0, correction=0).sum().clamp(min=1e-12)
-    return squared.masked_fill(~masked, 0.0).sum() / masked.sum().clamp(min=1) / variance
+    return squared.sum() / masked.sum().clamp(min=1) / variance
+
+
+def _at_masked(logits: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float32 logits `(M, K)` and true codes `(M,)` of the masked positions, row by row."""
+    true = codes[masked]
+    if logits.ndim == 3 and logits.shape[:2] == masked.shape:
+        logits = logits[masked]
+    if logits.ndim != 2 or len(logits) != len(true):
+        raise ValueError(
+            f"logits must be {(*masked.shape, 'K')}, or ({len(true)}, K) of the masked positions; got "
+            f"{tuple(logits.shape)}"
+        )
+    # Elsewhere the device itself stops at such a code, and asking it would make every step wait.
+    if true.device.type == "cpu" and true.numel() and not 0 <= int(true.min()) <= int(true.max()) < logits.shape[1]:
+        raise ValueError(
+            f"codes must lie in [0, {logits.shape[1]}), the codes that the logits are of; got values from "
+            f"{int(true.min())} to {int(true.max())}"
+        )
+    return logits.float(), true
 
 
 class CodeObjective:
@@ -170,5 +207,8 @@ class CodeObjective:
         """Scalar loss; the arguments are those of `masked_code_loss`."""
         loss = masked_code_loss(logits, codes, masked, timesteps, self._loss_type, self._soft_targets)
         if self._code_vector_weight:
-            loss = loss + self._code_vector_weight * code_vector_loss(logits, codes, masked, self._codebook)
+            total = all_reduce_sum(masked.sum()).clamp(min=1)  # of all processes, each of which hides another number
+            share = joined_mean_factor(int(masked.sum()), total) if is_distributed() else 1.0
+            distance = code_vector_loss(logits, codes, masked, self._codebook)
+            loss = loss + self._code_vector_weight * share * distance
         return loss

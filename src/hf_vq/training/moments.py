@@ -35,4 +35,5 @@ def restart_averages(model: nn.Module, ema: EMAModel, moved: Moved) -> None:
     """
     averages = dict(zip(map(id, model.parameters()), ema.shadow_params, strict=True))
     for codebook, mask in moved:
-        averages[id(codebook.weight)][mask] = codebook.weight.detach()[mask]
+        average = averages[id(codebook.weight)]
+        average.copy_(torch.where(mask[:, None], codebook.weight.detach(), average))

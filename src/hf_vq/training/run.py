@@ -1,35 +1,48 @@
 """What every training script does around its loop: Accelerate, optimizer, averaged weights, checkpoints, figures."""
 
 import json
-import shutil
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    set_seed,
+)
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..files import follow_umask
+from ..quantizers import VectorQuantizer
 from ..quantizers.codebook import PlacementWatch, codebooks_of
 from .alternating import AlternatingOptimizer, alternating_quantizers
 from .arguments import TrainingArguments
+from .checkpoints import (
+    LOG_FILE,
+)
+from .companion import Companion, Stateful
 from .diagnostics import codes_with_gradient
+from .interruption import Interruption, ignore_signals
+from .loss_watch import StepWatch, WatchedBatches, sample_names
+from .memory import apply_memory_flags
 from .moments import forget_moments, restart_averages
+from .noise import draw_generator
+from .output_folder import check_output_folder, cut_log
+from .processes import decided_by_main
 from .record import TrainingRecord, write_record
-from .sampler import ResumableSampler
+from .run_state import RunState
+from .sampler import PartsTogether, ResumableSampler
+from .sharding import AveragedWeights, check_distribution, is_sharded, whole_copy
+from .speed import compile_parts, make_adamw
 
-CHECKPOINT_PREFIX = "checkpoint-"
-CHECKPOINT_INFO = "checkpoint.json"
-LOG_FILE = "logs.jsonl"
-RELEASE_SECONDS = 0.5
 AT_LEAST_ONE = (
     *("max_train_steps", "train_batch_size", "gradient_accumulation_steps"),
     *("logging_steps", "validation_steps", "checkpoints_total_limit"),
@@ -42,55 +55,27 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     Raises:
         ValueError: if the output folder holds something and neither `resume_from_checkpoint` nor `overwrite` is given.
     """
-    output_dir = Path(args.output_dir)
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not args.resume_from_checkpoint:
-        if not args.overwrite:
-            going_on = (
-                " or --resume_from_checkpoint latest to go on"
-                if list_checkpoints(output_dir)
-                else ("; it holds no checkpoint to go on from")
-            )
-            raise ValueError(
-                f"--output_dir {args.output_dir} is not empty; choose another one, or pass --overwrite true to start "
-                f"again{going_on}"
-            )
-        if not (output_dir / LOG_FILE).is_file():
-            raise ValueError(
-                f"--output_dir {args.output_dir} holds no {LOG_FILE}, so no training wrote it and --overwrite leaves "
-                "it alone; choose another one"
-            )
+    check_output_folder(args)
     for name in AT_LEAST_ONE:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}")
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        # The batches of a step are fetched together, so the end of the data loader comes before that of the last step.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
         log_with=None if args.report_to == "none" else args.report_to,
-        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=str(output_dir / "logs")),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        project_config=ProjectConfiguration(
+            project_dir=args.output_dir, logging_dir=str(Path(args.output_dir) / "logs")
+        ),
     )
     set_seed(args.seed)
     return accelerator
 
 
-class Companion(Protocol):
-    """A second network with an optimizer of its own that is trained beside the model, such as a discriminator.
-
-    Attributes:
-        model: the network; its gradients are exchanged between processes when the model's are.
-    """
-
-    model: nn.Module
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Plain values that a checkpoint and the training that resumes from it must agree on."""
-
-    def prepare(self, accelerator: Accelerator) -> None:
-        """Hands the network and its optimizer to `accelerator.prepare`, and other state to
-        `accelerator.register_for_checkpointing`."""
-
-
-class TrainingRun:
+class TrainingRun(RunState):
     """Model, optimizer, schedule, averaged weights and step counter of a training, saved and restored as one.
 
     Args:
@@ -99,49 +84,70 @@ class TrainingRun:
         args: the script's flags.
         companion: what is trained, saved and restored with the model. It takes its step before `optimize` is called,
             which writes the checkpoints.
+        states: what else is saved and restored with the model, under names.
+
+    A folder is written to by one run at a time. SIGINT and SIGTERM, from the first batch on, end the run after the
+    optimizer step with a checkpoint and the exit status 128 + the signal's number; see `Interruption`.
+
+    Raises:
+        ValueError: if another process writes to the folder, or there is nothing to go on from.
     """
 
     def __init__(
-        self, accelerator: Accelerator, model: nn.Module, args: TrainingArguments, companion: Companion | None = None
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        args: TrainingArguments,
+        companion: Companion | None = None,
+        states: Mapping[str, Stateful] | None = None,
     ) -> None:
         self.accelerator, self.args, self.step, self._companion = accelerator, args, 0, companion
         self.output_dir = Path(args.output_dir)
-        if accelerator.is_main_process:
-            if args.overwrite and not args.resume_from_checkpoint and self.output_dir.is_dir():
-                shutil.rmtree(self.output_dir)
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            (self.output_dir / LOG_FILE).touch()
-        accelerator.wait_for_everyone()
+        self._lock, self._samples_seen, self._saved_step = ExitStack(), 0, 0
+        self._rows = self._rows_after_step = 0  # of the log; those of a validation come after it
+        self._interruption = Interruption(announce=accelerator.is_main_process)
+        decided_by_main(accelerator, self._occupy_folder)
         self.record = TrainingRecord(accelerator, args)
         for codebook in codebooks_of(model):
             if codebook.frozen:  # before the optimizer and the distributed wrapper look for what is to be trained
                 codebook.freeze()
+        apply_memory_flags(model, args)
+        check_distribution(accelerator, model, companion is not None, args)
         groups = parameter_groups(model, args.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
+        optimizer = make_adamw(groups, args, accelerator.device)
         self.lr_scheduler = get_scheduler(
             args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
         )
-        self.ema = EMAModel(model.parameters(), decay=args.ema_decay)
         self._placements = PlacementWatch(model)
+        self._quantizers = [module for module in model.modules() if isinstance(module, VectorQuantizer)]
         self.alternating: AlternatingOptimizer | None = None
         if alternating_quantizers(model):
             own_rate = args.codebook_learning_rate
             rate = args.learning_rate if own_rate is None else own_rate
             self.alternating = AlternatingOptimizer(model, rate, args.codebook_inner_steps)
+        if args.compile:
+            compile_parts(model, accelerator.device)
+        self._model_class = type(model)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        parameters = list(self.unwrapped_model.parameters())  # which may be others than before
+        self.ema = AveragedWeights(parameters, decay=args.ema_decay, foreach=True)
         # Codes have gradients of another size (see codebook_lr_scale), which must not shrink those of the network.
         codes = {id(codebook.weight) for codebook in codebooks_of(model)}
-        self._clipped = [parameter for parameter in model.parameters() if id(parameter) not in codes]
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.ema.to(accelerator.device)
-        accelerator.register_for_checkpointing(self.lr_scheduler, self.ema)
+        self._clipped = [parameter for parameter in parameters if id(parameter) not in codes]
+        self._figures: list[dict[str, torch.Tensor]] = []
+        self._states: dict[str, Stateful] = {"lr_scheduler": self.lr_scheduler, "ema": self.ema, **(states or {})}
         if self.alternating is not None:
-            accelerator.register_for_checkpointing(self.alternating)
+            self._states["alternating"] = self.alternating
         if companion is not None:
             companion.prepare(accelerator)
+            self._states |= companion.states()
         if accelerator.log_with:
             accelerator.init_trackers("hf_vq", config={k: str(v) for k, v in vars(args).items()})
         if args.resume_from_checkpoint:
             self._resume(args.resume_from_checkpoint)
+        if self.step == 0 and accelerator.is_main_process:
+            cut_log(self.output_dir / LOG_FILE, 0, 0)
+        self._watch = StepWatch(self.unwrapped_model, self.alternating, accelerator.device)
         self._progress = tqdm(
             total=args.max_train_steps,
             initial=self.step,
@@ -150,48 +156,102 @@ class TrainingRun:
         )
 
     @property
-    def unwrapped_model(self) -> Any:
-        """The model without the wrapper of a distributed setup."""
-        return self.accelerator.unwrap_model(self.model)
+    def _samples_per_step(self) -> int:
+        per_process = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return per_process * self.accelerator.num_processes
 
-    def dataloader(self, dataset: Dataset) -> DataLoader:
-        """Loader of all batches that are still to be trained on, shuffled anew each epoch, the same after a resume."""
+    def dataloader(self, dataset: Dataset) -> WatchedBatches:
+        """All batches that are still to be trained on, shuffled anew each epoch, the same after a resume."""
         args, num_samples = self.args, len(dataset)  # type: ignore[arg-type]
         self.record.note_data(num_samples)
-        per_step = args.train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
-        sampler = ResumableSampler(num_samples, self.step * per_step, args.max_train_steps * per_step, args.seed)
+        start = self._samples_seen
+        stop = start + max(args.max_train_steps - self.step, 0) * self._samples_per_step
         loader = DataLoader(
             dataset,
             batch_size=args.train_batch_size,
-            sampler=sampler,
+            sampler=PartsTogether(
+                ResumableSampler(num_samples, start, stop, args.seed),
+                args.train_batch_size,
+                args.gradient_accumulation_steps,
+                self.accelerator.num_processes,
+            ),
             generator=torch.Generator(),  # else starting the loader takes a number from those that dropout draws
             num_workers=args.dataloader_num_workers,
             persistent_workers=args.dataloader_num_workers > 0,
+            worker_init_fn=ignore_signals,
+            pin_memory=self.accelerator.device.type == "cuda",  # the copy to the GPU waits for nothing then
         )
-        return self.accelerator.prepare(loader)
 
-    def accumulate(self) -> AbstractContextManager[None]:
-        """Context of all that is done with one batch: only the last before an optimizer step exchanges gradients."""
+        def note(number: int, batch: Any) -> None:
+            step, part = divmod(number, args.gradient_accumulation_steps)
+            first = start + step * self._samples_per_step + self._first_of(part)
+            draws = ResumableSampler(num_samples, first, first + args.train_batch_size, args.seed)
+            given = batch.get("subject") if isinstance(batch, dict) else None
+            self._watch.note_batch(partial(sample_names, given, dataset, draws))
+
+        return WatchedBatches(
+            self.accelerator.prepare(loader), note, self._interruption.watch, self._interruption.release
+        )
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Context of all that is done with one batch: only the last before an optimizer step exchanges gradients.
+
+        Raises:
+            ValueError: what is raised within it, with the samples of the batch.
+        """
         companions = [] if self._companion is None else [self._companion.model]
-        return self.accelerator.accumulate(self.model, *companions)
+        with self._watch.naming(), self.accelerator.accumulate(self.model, *companions):
+            yield
 
-    def generator(self, batch_index: int) -> torch.Generator:
-        """CPU generator for the noise of one batch: it depends on seed, step, rank and batch, not on a resume."""
-        args, accelerator = self.args, self.accelerator
-        number = (self.step * accelerator.num_processes + accelerator.process_index) * args.gradient_accumulation_steps
-        return torch.Generator().manual_seed(args.seed * 1_000_003 + number + batch_index)
+    def steps(self, dataset: Dataset) -> Iterator[list[Any]]:
+        """The batches of `dataloader`, those of an optimizer step together: `gradient_accumulation_steps` of them."""
+        batches = iter(self.dataloader(dataset))
+        while parts := list(islice(batches, self.args.gradient_accumulation_steps)):
+            yield parts
 
-    def move_codes(self, pixel_values: torch.Tensor) -> None:
-        """The inner steps of alternating optimisation, if the model's quantizer asks for it: call it before forward.
+    def generators(self, part: int) -> list[torch.Generator]:
+        """CPU generators for the noise of a batch, one for each sample.
+
+        What a sample draws depends on the seed and on how many came before it in the training, not on the process or
+        the batch that it is in, nor on a resume.
 
         Args:
-            pixel_values: the batch that the model is about to be trained on.
+            part: number of the batch within its optimizer step.
         """
-        if self.alternating is not None:
+        first = self._samples_seen + self._first_of(part)
+        numbers = range(first, first + self.args.train_batch_size)
+        return [draw_generator(self.args.seed, "sample", number) for number in numbers]
+
+    def _first_of(self, part: int) -> int:
+        """Place of this process's first sample of a part among the samples of an optimizer step."""
+        parts = self.args.gradient_accumulation_steps
+        return self.args.train_batch_size * (self.accelerator.process_index * parts + part)
+
+    def step_generator(self) -> torch.Generator:
+        """CPU generator for what all samples of an optimizer step share, on all processes."""
+        return draw_generator(self.args.seed, "step", self.step)
+
+    def begin_step(self, parts: Sequence[torch.Tensor]) -> None:
+        """What happens to a model's codes before an optimizer step: call it before the first forward.
+
+        The inner steps of alternating optimisation, if the model's quantizer asks for it; and with several batches to a
+        step, all that a quantizer does with a training batch, once for all of them. Where nothing waits for the
+        encoder's outputs, they are not computed.
+
+        Args:
+            parts: the batches that the model is about to be trained on.
+        """
+        joins = [quantizer for quantizer in self._quantizers if len(parts) > 1]
+        latents = None
+        if self.alternating is not None or any(quantizer.awaits_vectors for quantizer in joins):
             with torch.no_grad(), self.accelerator.autocast():
-                latents = self.unwrapped_model.encode_latents(pixel_values)
+                latents = torch.cat([self.unwrapped_model.encode_latents(part) for part in parts])
+        if self.alternating is not None and latents is not None:
             base_rate = self.lr_scheduler.base_lrs[0]
             self.alternating.step(latents, rate_factor=self.lr_scheduler.get_last_lr()[0] / base_rate)
+        for quantizer in joins:
+            quantizer.begin_batch(latents if quantizer.awaits_vectors else None)
 
     def optimize(self, loss: torch.Tensor, figures: Mapping[str, Any]) -> bool:
         """Backward and, when gradients are complete, one optimizer step.
@@ -204,37 +264,60 @@ class TrainingRun:
             True if an optimizer step was made.
 
         Raises:
-            ValueError: if the loss is NaN or infinite; checkpoints written before are kept.
+            ValueError: on all processes, naming the samples, if the loss of one is NaN or infinite or, without a
+                gradient scaler, the gradient is. A checkpoint of the state before this step is kept.
+            SystemExit: after a signal, see the class.
         """
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss became {float(loss)} at step {self.step + 1}; lower --learning_rate or check the data. "
-                f"Checkpoints in {self.output_dir} are intact."
-            )
+        self._watch.note_loss(loss)
+        self._note_figures({"loss": loss, **figures})
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
-            self.accelerator.clip_grad_norm_(self._clipped, self.args.max_grad_norm)
+            norm = self.accelerator.clip_grad_norm_(self._clipped, self.args.max_grad_norm)
+            asked_to_stop = self._require_finite_step(norm)
             if self._logging_due(self.step + 1):
-                figures = {**figures, **codes_with_gradient(self.unwrapped_model)}
+                reached = codes_with_gradient(self.unwrapped_model)
             moved = self._placements.take()
             forget_moments(self.optimizer.state, moved)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        for quantizer in self._quantizers:
+            quantizer.end_batch() if self.accelerator.sync_gradients else quantizer.next_part()
         if not self.accelerator.sync_gradients:
             return False
         self.lr_scheduler.step()
         self.ema.step(self.unwrapped_model.parameters())
         restart_averages(self.unwrapped_model, self.ema, moved)
-        self.step += 1
+        self.step, self._samples_seen = self.step + 1, self._samples_seen + self._samples_per_step
+        self._watch.begin()
         self._progress.update()
         if self._logging_due(self.step):
-            self.log({"loss": loss, **figures, "learning_rate": self.lr_scheduler.get_last_lr()[0]})
+            self.log({**self._take_figures(), **reached, "learning_rate": self.lr_scheduler.get_last_lr()[0]})
+        self._rows_after_step = self._rows
         if self.args.checkpointing_steps and self.step % self.args.checkpointing_steps == 0:
             self.save_checkpoint()
+        if asked_to_stop:
+            self._leave(asked_to_stop)
         return True
+
+    def _note_figures(self, figures: Mapping[str, Any]) -> None:
+        """Keeps the figures of a part of the step, if they are to be logged."""
+        if self._logging_due(self.step + 1):
+            device = self.accelerator.device
+            tensors = {name: torch.as_tensor(value, device=device) for name, value in figures.items()}
+            self._figures.append({name: value.detach().float() for name, value in tensors.items()})
+
+    def _take_figures(self) -> dict[str, torch.Tensor]:
+        """Means over the parts of the step."""
+        parts, self._figures = self._figures, []
+        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
     def _logging_due(self, step: int) -> bool:
         return step % self.args.logging_steps == 0 or step >= self.args.max_train_steps
+
+    @property
+    def validation_missed(self) -> bool:
+        """True right after a resume from a checkpoint that was written before the validation of its step."""
+        return 0 < self.step == self._saved_step and self.validation_due
 
     @property
     def finished(self) -> bool:
@@ -259,12 +342,19 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             with (self.output_dir / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, **plain}) + "\n")
+            self._rows += 1
             self._progress.set_postfix({key: f"{value:.4g}" for key, value in plain.items()})
 
     @contextmanager
     def averaged_weights(self) -> Iterator[Any]:
-        """The model in eval mode with the averaged weights in place; afterwards training weights and mode are back."""
+        """The model in eval mode with the averaged weights in place; afterwards training weights and mode are back.
+
+        Where the parameters are spread over processes it is a copy that holds them whole; all processes come here.
+        """
         model = self.unwrapped_model
+        if is_sharded(model):
+            yield whole_copy(model, self._model_class, self.ema.shadow_params, self.accelerator.device)
+            return
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.ema.store(model.parameters())
         self.ema.copy_to(model.parameters())
@@ -279,21 +369,6 @@ class TrainingRun:
                 buffer.copy_(buffers[name])
             model.train()
 
-    def save_checkpoint(self) -> None:
-        """Writes the whole state under a temporary name, renames it, and removes the oldest beyond the limit."""
-        path = self.output_dir / f"{CHECKPOINT_PREFIX}{self.step:07d}"
-        temporary = self.output_dir / f".{path.name}.partial"
-        self.accelerator.save_state(str(temporary))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self._finish_checkpoint(temporary)
-            follow_umask(temporary)
-            shutil.rmtree(path, ignore_errors=True)
-            temporary.rename(path)
-            for old in list_checkpoints(self.output_dir)[: -self.args.checkpoints_total_limit]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
     def save_record(self, folder: str | Path, **parts: Any) -> None:
         """Writes `training.json`, which tells a model card how this training went, into a folder beside the model.
 
@@ -302,50 +377,6 @@ class TrainingRun:
             parts: further entries, such as the records of the tokenizers that a pipeline contains.
         """
         write_record(folder, {**self.record.describe(self.unwrapped_model, self.step), **parts})
-
-    def end(self) -> None:
-        """Closes progress bar and trackers, once all processes have come here."""
-        self._progress.close()
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
-        if self.accelerator.num_processes > 1:
-            # Gloo's threads take the interpreter's lock to let go of their last tensors. The distributed wrapper, when
-            # it dies with the caller's frame, holds that lock and waits for the threads: both wait for ever. Sleeping
-            # hands the lock over before.
-            time.sleep(RELEASE_SECONDS)
-
-    def _finish_checkpoint(self, folder: Path) -> None:
-        info = {
-            "step": self.step,
-            "model_class": type(self.unwrapped_model).__name__,
-            "config": _config_of(self.unwrapped_model),
-            "companion": {} if self._companion is None else self._companion.settings,
-            "record": self.record.state(),
-        }
-        (folder / CHECKPOINT_INFO).write_text(json.dumps(info, default=str), encoding="utf-8")
-
-    def _resume(self, which: str) -> None:
-        path = find_checkpoint(self.output_dir, which)
-        info = json.loads((path / CHECKPOINT_INFO).read_text(encoding="utf-8"))
-        model = self.unwrapped_model
-        if info["model_class"] != type(model).__name__:
-            raise ValueError(
-                f"{path} is a checkpoint of a {info['model_class']}; this script trains a {type(model).__name__}"
-            )
-        config = json.loads(json.dumps(_config_of(model), default=str))
-        # A field that is younger than the checkpoint had no choice then.
-        changed = sorted(k for k in info["config"] if config.get(k) != info["config"][k])
-        then, now = info.get("companion", {}), {} if self._companion is None else self._companion.settings
-        changed += sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
-        if changed:
-            raise ValueError(
-                f"{path} was made with other values of {changed}; resume with the config it was started with"
-            )
-        self.accelerator.load_state(str(path))
-        self.ema.to(self.accelerator.device)  # custom states are loaded onto the CPU
-        self.step = info["step"]
-        self.record.restore(info.get("record"))
-        self.accelerator.print(f"resumed from {path.name} (step {self.step})")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -360,36 +391,3 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for p in trainable if id(p) in decayed], "weight_decay": weight_decay},
         {"params": [p for p in trainable if id(p) not in decayed], "weight_decay": 0.0},
     ]
-
-
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints in a folder, oldest first."""
-    return sorted(path for path in output_dir.glob(f"{CHECKPOINT_PREFIX}*") if (path / CHECKPOINT_INFO).is_file())
-
-
-def find_checkpoint(output_dir: Path, which: str) -> Path:
-    """The checkpoint that `--resume_from_checkpoint` means: a folder, a name inside `output_dir`, or `latest`.
-
-    Raises:
-        ValueError: if there is no such complete checkpoint.
-    """
-    if which == "latest":
-        found = list_checkpoints(output_dir)
-        if not found:
-            raise ValueError(
-                f"--resume_from_checkpoint latest: {output_dir} holds no complete checkpoint; start without it, and "
-                "with --overwrite true where the folder is not empty"
-            )
-        return found[-1]
-    for path in (Path(which), output_dir / which):
-        if (path / CHECKPOINT_INFO).is_file():
-            return path
-    raise ValueError(
-        f"--resume_from_checkpoint {which}: no folder with {CHECKPOINT_INFO} there; name a checkpoint or 'latest'"
-    )
-
-
-def _config_of(model: Any) -> dict[str, Any]:
-    config = model.config
-    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return {key: value for key, value in values.items() if not key.startswith("_") and not key.endswith("_version")}

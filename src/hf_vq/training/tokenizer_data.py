@@ -1,18 +1,20 @@
 """The kinds of data that a tokenizer is trained on, behind one interface."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from ..data import ImageDataset, PairedDataset, make_image_processor
+from ..data.checking import usable
 from ..models import VQTokenizerConfig
 from ..processors import CTVolumeProcessor, XrayImageProcessor
 from .arguments import check_fields
 
 DATA_TYPES = ("paired", "images")
+SPLITS = ("train", "validation")
 DEFAULT_IMAGE_SIZE = 32
 
 
@@ -38,6 +40,12 @@ class TokenizerData:
         W)`."""
         return batch["view_pixel_values"].flatten(0, 1) if "view_pixel_values" in batch else batch["pixel_values"]
 
+    @staticmethod
+    def per_image(batch: dict[str, Any], generators: Sequence[torch.Generator]) -> list[torch.Generator]:
+        """For each of `pixels_of(batch)` the generator of its sample; all views of a subject share one."""
+        views = batch["view_pixel_values"].shape[1] if "view_pixel_values" in batch else 1
+        return [generator for generator in generators for _ in range(views)]
+
 
 def open_tokenizer_data(
     data_type: str,
@@ -46,6 +54,7 @@ def open_tokenizer_data(
     processor_fields: dict[str, Any],
     cache: bool = False,
     columns: Mapping[str, str | None] | None = None,
+    on_error: str = "stop",
 ) -> TokenizerData:
     """The data that a tokenizer of this config can be trained on, and the processor for them.
 
@@ -56,9 +65,10 @@ def open_tokenizer_data(
         processor_fields: fields of the `CTVolumeProcessor`, of the `XrayImageProcessor`, or `size` of square images.
         cache: keep all processed items in memory.
         columns: `image_column` and `label_column` of an image data set, see `ImageDataset`.
+        on_error: of paired data: stop where files cannot be used, or skip their subjects; see `data.checking.usable`.
 
     Raises:
-        ValueError: if `data_type` or a field is unknown, or the data cannot be read.
+        ValueError: if `data_type`, `on_error` or a field is unknown, or the data cannot be read.
     """
     if data_type not in DATA_TYPES:
         raise ValueError(f"--data_type {data_type} is unknown; choose one of {DATA_TYPES}")
@@ -68,11 +78,19 @@ def open_tokenizer_data(
     processor_class = CTVolumeProcessor if is_volume else XrayImageProcessor
     check_fields(processor_fields, processor_class, "--processor")
     processor = processor_class(**processor_fields)
+    skip = on_error == "skip"
     loads: dict[str, Any] = {"volume_processor" if is_volume else "view_processor": processor, "cache": cache}
-    train, validation = (PairedDataset(source, split, **loads) for split in ("train", "validation"))
+    train, validation = (PairedDataset(source, split, **loads, allow_missing=skip) for split in SPLITS)
     if isinstance(processor, XrayImageProcessor) and "views_rendered" not in processor_fields:
         processor.views_rendered = train.beam is not None
     low, high = processor.output_range
+    chosen = {
+        split: usable(dataset, split, on_error) for split, dataset in zip(SPLITS, (train, validation), strict=True)
+    }
+    if skip:
+        return TokenizerData(
+            Subset(train, chosen["train"]), Subset(validation, chosen["validation"]), processor, (low, high)
+        )
     return TokenizerData(train, validation, processor, (low, high))
 
 

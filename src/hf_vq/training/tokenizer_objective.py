@@ -1,5 +1,6 @@
 """What a tokenizer is trained for: reconstruction, codes and, where asked for, looks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +67,7 @@ class TokenizerObjective:
             self.perceptual = PerceptualLoss(args.perceptual_model, value_range, args.perceptual_slices).to(device)
 
     def __call__(
-        self, training: TrainingRun, output: Any, images: torch.Tensor, generator: torch.Generator
+        self, training: TrainingRun, output: Any, images: torch.Tensor, generators: Sequence[torch.Generator]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss to give to `TrainingRun.optimize`, and figures to log; the discriminator takes its step before.
 
@@ -74,19 +75,20 @@ class TokenizerObjective:
             training: the run; this is called inside its `accumulate`.
             output: `VQTokenizerOutput` of the tokenizer for `images`.
             images: `(B, C, *spatial)`.
-            generator: CPU generator of this batch.
+            generators: CPU generators, one for each image.
         """
         figures = {name: output[name] for name in LOGGED}
         loss, reconstruction = output.loss, output.reconstruction_loss
         if self.perceptual is not None:
             with training.accelerator.autocast():
-                distance = self.perceptual(output.sample, images, generator)
+                distance = self.perceptual(output.sample, images, training.step_generator())
             figures["perceptual_loss"] = distance
             loss, reconstruction = (term + self._perceptual_weight * distance for term in (loss, reconstruction))
         if self.adversary is None or not self.adversary.is_active(training.step, images):
             return loss, figures
-        figures |= self.adversary.step(images, output.sample, generator)
-        adversarial = self.adversary.generator_loss(output.sample, generator)
+        training.require_finite(loss)  # before the discriminator learns from it
+        figures |= self.adversary.step(images, output.sample, generators)
+        adversarial = self.adversary.generator_loss(output.sample, generators)
         last_layer = last_layer_weight(training.unwrapped_model)
         factor = adaptive_weight(reconstruction, adversarial, last_layer, self.adversary.config.weight_max)
         figures |= {"adversarial_loss": adversarial, "adaptive_weight": factor}

@@ -58,24 +58,27 @@ class ViewsToVolumeTask:
         """The tokenizer of the codes that are to be predicted."""
         return self.pipeline.volume_tokenizer
 
-    def conditions(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, Any]:
+    def conditions(self, batch: dict[str, torch.Tensor], generators: Sequence[torch.Generator]) -> dict[str, Any]:
         """The transformer's further arguments for a batch to train on: its views, some of them hidden if the model asks
         for it."""
         context = self._context(batch)
         if self._args.shuffle_view_order:
-            order = torch.rand(context.shape[:2], generator=generator).argsort(dim=1).to(context.device)
+            draws = torch.stack([torch.rand(context.shape[1], generator=generator) for generator in generators])
+            order = draws.argsort(dim=1).to(context.device)
             context = context.take_along_dim(order[:, :, None, None], dim=1)
         transformer = self.pipeline.transformer
-        shown = transformer.drop_views(len(context), generator)
-        return {"context": context, "view_mask": shown, **self._labels(batch, generator)}
+        shown = transformer.drop_views(len(context), generators)
+        return {"context": context, "view_mask": shown, **self._labels(batch, generators)}
 
-    def _labels(self, rows: dict[str, torch.Tensor], generator: torch.Generator | None = None) -> dict[str, Any]:
-        """The class labels of some rows, for a model with classes; with a generator some are dropped."""
+    def _labels(
+        self, rows: dict[str, torch.Tensor], generators: Sequence[torch.Generator] | None = None
+    ) -> dict[str, Any]:
+        """The class labels of some rows, for a model with classes; with generators some are dropped."""
         transformer = self.pipeline.transformer
         if transformer.config.num_classes is None:
             return {}
         labels = rows["label"]
-        return {"class_labels": labels if generator is None else transformer.drop_labels(labels, generator)}
+        return {"class_labels": labels if generators is None else transformer.drop_labels(labels, generators)}
 
     def _context(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """`(B, V, context_tokens, context_dim)` vectors of the views' codes through the effective codebook."""
