@@ -51,7 +51,7 @@ from hf_vq.evaluation.sampling_cost import cost_cases, machine, report_costs
 from hf_vq.evaluation.tokenizer import VolumeTokenizer
 from hf_vq.evaluation.volumes import GridVolume, onto_grid, read_volume
 from hf_vq.files import atomic_file
-from hf_vq.schedulers.scheduling_absorbing import SAMPLINGS, SCHEDULES
+from hf_vq.schedulers.checks import SAMPLINGS, SCHEDULES
 from hf_vq.training.arguments import run
 
 AMUSED = "amused"

@@ -3,39 +3,45 @@
     python scripts/encode_codes.py --data cohort --volume_tokenizer volume-tokenizer --view_tokenizer view-tokenizer \\
         --output_dir codes
     python scripts/encode_codes.py --data /usr/share/datasets/fashion-mnist --tokenizer tokenizer --output_dir codes
+    accelerate launch scripts/encode_codes.py --data cohort --volume_tokenizer volume-tokenizer \\
+        --view_tokenizer view-tokenizer --output_dir codes --shard_size 256 --dataloader_num_workers 4
 
 The result has the splits train, validation and, where the data have one, test. Of paired data it holds for each subject
 the columns `subject`, `codes` (the volume's grid), one per view (that view's grid) and, where the data name classes,
 `label`; of images the columns `codes` and, if all splits have labels, `label`. Codes are int32. With `--num_shifts` the
 training split also holds copies of each pair, the volume moved by whole voxels and its views as parallel rays would
 show it then.
+
+A run that was stopped, even killed, goes on behind its last finished shard when the same command is run again, and the
+result is the same to the byte. Until it is finished, it lies in the hidden folder `.NAME.unfinished` beside
+`--output_dir`, and an earlier result stays; data, tokenizers and flags must be those it began with. Several processes
+(`accelerate launch`) share the shards.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
+import datasets
 import torch
-from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Features, Value
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
-from transformers import AutoImageProcessor
+from accelerate import PartialState
 
-from hf_vq import CTVolumeProcessor, VQTokenizer, XrayImageProcessor
-from hf_vq.data import ImageDataset, MissingSplitError, PairedDataset, describe_data
+from hf_vq import __version__
+from hf_vq.data import describe_data
+from hf_vq.data.checking import ON_ERROR
 from hf_vq.data.description import ENCODING_FILE
-from hf_vq.data.paired_shifts import draw_shifts, shift_pair
-from hf_vq.files import atomic_directory
-from hf_vq.models import load_tokenizer
+from hf_vq.data.paired_shifts import draw_shifts
+from hf_vq.data.sharding import MARKER, SHARD_SIZE, SKIPPED_FILE, ShardedOutput, list_skipped
+from hf_vq.files import check_replaceable
 from hf_vq.training.arguments import run
+from hf_vq.training.encoding import Encoder, ImageEncoder, PairedEncoder, encode, files_digest
 
-REQUIRED_SPLITS = ("train", "validation")
 TOKENIZER_FLAGS = ("tokenizer", "volume_tokenizer", "view_tokenizer")
-AnyDataset = TypeVar("AnyDataset", ImageDataset, PairedDataset)
+LONGEST_WAIT = timedelta(days=1)  # of a process that is done, for the last one
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -50,17 +56,18 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--label_names", nargs="+", help="images: name of each label, where the data have none")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument(
-        "--num_shifts", type=int, default=0, help="paired data: moved copies of each training pair, encoded too"
-    )
+    parser.add_argument("--shard_size", type=int, default=SHARD_SIZE, help="rows of a file; what a kill can cost")
+    parser.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that load data, each")
+    parser.add_argument("--num_shifts", type=int, default=0, help="paired data: moved copies of each training pair")
     parser.add_argument("--max_shift", type=int, default=1, help="voxels along each axis by which copies are moved")
     parser.add_argument("--seed", type=int, default=0, help="of the shifts")
+    parser.add_argument("--on_error", choices=ON_ERROR, default="stop", help="what to do with files that are bad")
     parser.add_argument("--overwrite", action="store_true", help="replace what output_dir holds")
     return parser.parse_args(arguments)
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Raises ValueError unless the flags name the tokenizers of one kind of data."""
+    """Raises ValueError unless the flags name the tokenizers of one kind of data, and other values make sense."""
     paired = [name for name in ("volume_tokenizer", "view_tokenizer") if getattr(args, name)]
     if bool(args.tokenizer) == bool(paired) or len(paired) == 1:
         given = [f"--{name}" for name in (*paired, *(["tokenizer"] if args.tokenizer else []))]
@@ -69,145 +76,73 @@ def check_args(args: argparse.Namespace) -> None:
             f"{given or 'none of them'}"
         )
     draw_shifts(args.num_shifts, args.max_shift, torch.Generator())  # too many are better found now
-    if args.batch_size < 1:
-        raise ValueError(f"--batch_size: found {args.batch_size}, expected at least 1")
+    for name, least in (("batch_size", 1), ("shard_size", 1), ("dataloader_num_workers", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name}: found {getattr(args, name)}, expected at least {least}")
 
 
-def open_splits(open_split: Callable[[str], AnyDataset]) -> dict[str, AnyDataset]:
-    """The data sets of all splits; raises ValueError when there is none for training or validation."""
-    datasets = {split: open_split(split) for split in REQUIRED_SPLITS}
-    try:
-        return {**datasets, "test": open_split("test")}
-    except MissingSplitError:
-        return datasets
+def make_encoder(args: argparse.Namespace, device: torch.device) -> Encoder:
+    """The encoder of the kind of data that the flags name."""
+    if args.tokenizer:
+        options = {name: getattr(args, name) for name in ("image_column", "label_column", "label_names")}
+        return ImageEncoder(args.data, args.tokenizer, device, **options)
+    shifts = (args.num_shifts, args.max_shift, args.seed)
+    return PairedEncoder(args.data, args.volume_tokenizer, args.view_tokenizer, device, *shifts, args.on_error)
 
 
-def check_views(source: str, datasets: dict[str, PairedDataset]) -> None:
-    """Raises ValueError when the splits do not show the same views."""
-    found = {split: dataset.view_names for split, dataset in datasets.items()}
-    if len({tuple(names) for names in found.values()}) > 1:
-        raise ValueError(f"{source}: found the views {found}, expected the same in all splits; complete metadata.csv")
-
-
-def class_names(datasets: dict[str, PairedDataset]) -> list[str]:
-    """Names of all classes in all splits, sorted; none where a split has no column of labels."""
-    if any(dataset.labels is None for dataset in datasets.values()):
-        return []
-    return sorted({label for dataset in datasets.values() for label in dataset.labels or () if label})
-
-
-class ShiftedCopies(TorchDataset[dict[str, Any]]):
-    """Each subject of a paired data set, followed by `num_shifts` copies moved by shifts of their own."""
-
-    def __init__(self, dataset: PairedDataset, num_shifts: int, max_shift: int, seed: int) -> None:
-        self._dataset, self._copies = dataset, 1 + num_shifts
-        generator = torch.Generator().manual_seed(seed)
-        self._shifts = [draw_shifts(num_shifts, max_shift, generator) for _ in range(len(dataset))]
-        self._last: tuple[int, dict[str, Any]] = (-1, {})  # copies follow each other: a subject is read once
-
-    def __len__(self) -> int:
-        return len(self._dataset) * self._copies
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        subject, copy = divmod(index, self._copies)
-        if self._last[0] != subject:
-            self._last = (subject, self._dataset[subject])
-        item = self._last[1]
-        if copy == 0:
-            return item
-        pair = (item["pixel_values"], item["view_pixel_values"])
-        moved, views = shift_pair(*pair, self._dataset.view_names, self._shifts[subject][copy - 1])
-        return {**item, "pixel_values": moved, "view_pixel_values": views}
-
-
-@torch.no_grad()
-def encode_subjects(
-    dataset: PairedDataset, copies: ShiftedCopies, tokenizers: tuple[VQTokenizer, VQTokenizer], batch_size: int
-) -> Iterator[dict[str, Any]]:
-    """One row of codes for each subject and each of its moved copies."""
-    volume_tokenizer, view_tokenizer = tokenizers
-    device = volume_tokenizer.device
-    for batch in tqdm(DataLoader(copies, batch_size=batch_size), desc="encode"):
-        codes = volume_tokenizer.encode(batch["pixel_values"].to(device)).codes
-        views = batch["view_pixel_values"].to(device)
-        view_codes = view_tokenizer.encode(views.flatten(0, 1)).codes.unflatten(0, views.shape[:2])
-        for index, subject in enumerate(batch["subject"]):
-            by_view = dict(zip(dataset.view_names, view_codes[index].int().cpu().numpy(), strict=True))
-            yield {"subject": subject, "codes": codes[index].int().cpu().numpy(), **by_view}
-
-
-def encode_paired(args: argparse.Namespace, device: torch.device) -> DatasetDict:
-    """Codes of the volumes and views of all splits."""
-    volume_tokenizer = load_tokenizer(args.volume_tokenizer, 3, device)
-    view_tokenizer = load_tokenizer(args.view_tokenizer, 2, device)
-    processors = {
-        "volume_processor": CTVolumeProcessor.from_pretrained(args.volume_tokenizer),
-        "view_processor": XrayImageProcessor.from_pretrained(args.view_tokenizer),
+def settings_of(args: argparse.Namespace, encoder: Encoder) -> dict[str, Any]:
+    """Everything the codes depend on: an unfinished run goes on only where all of it is the same."""
+    return {
+        "data": files_digest(args.data, args.output_dir),
+        **encoder.settings,
+        "batch_size": args.batch_size,
+        "versions": [__version__, torch.__version__, datasets.__version__],
     }
-    datasets = open_splits(lambda split: PairedDataset(args.data, split, **processors))
-    check_views(args.data, datasets)
-    classes, splits = class_names(datasets), {}
-    for split, dataset in datasets.items():
-        copies = ShiftedCopies(dataset, args.num_shifts if split == "train" else 0, args.max_shift, args.seed)
-        rows = list(encode_subjects(dataset, copies, (volume_tokenizer, view_tokenizer), args.batch_size))
-        grids = {name: Array2D(rows[0][name].shape, "int32") for name in dataset.view_names}
-        grids["codes"] = Array3D(rows[0]["codes"].shape, "int32")
-        if classes:
-            grids["label"] = ClassLabel(names=classes)
-            label_of = dict(zip(dataset.subjects, dataset.labels, strict=True))
-            for row in rows:
-                label = label_of[row["subject"]]
-                row["label"] = classes.index(label) if label else -1
-        splits[split] = Dataset.from_list(rows, features=Features({"subject": Value("string"), **grids}))
-    return DatasetDict(splits)
 
 
-@torch.no_grad()
-def encode_images(args: argparse.Namespace, device: torch.device) -> DatasetDict:
-    """Codes of the images of all splits, and their labels if all splits have some."""
-    tokenizer = load_tokenizer(args.tokenizer, 2, device)
-    processor = AutoImageProcessor.from_pretrained(args.tokenizer, backend="pil")
-    options = {name: getattr(args, name) for name in ("image_column", "label_column", "label_names")}
-    datasets, splits = open_splits(lambda split: ImageDataset(args.data, split, processor, **options)), {}
-    labelled = all(dataset.label_names for dataset in datasets.values())
-    for split, dataset in datasets.items():
-        loader = tqdm(DataLoader(dataset, batch_size=args.batch_size), desc=f"encode {split}")
-        batches = [tokenizer.encode(batch["pixel_values"].to(device)).codes.int().cpu().numpy() for batch in loader]
-        columns: dict[str, Any] = {"codes": np.concatenate(batches)}
-        features: dict[str, Any] = {"codes": Array2D(columns["codes"].shape[1:], "int32")}
-        if labelled:
-            columns["label"] = [dataset.label(index) for index in range(len(dataset))]
-            features["label"] = ClassLabel(names=dataset.label_names)
-        splits[split] = Dataset.from_dict(columns, features=Features(features))
-    return DatasetDict(splits)
-
-
-def encoding_record(args: argparse.Namespace, codes: DatasetDict) -> dict[str, Any]:
+def encoding_record(args: argparse.Namespace, output: ShardedOutput) -> dict[str, Any]:
     """Of which data the codes are, how many, and by which tokenizers, folders without the path to them: what is known
     of the data goes on to what is trained on the codes."""
     shifts = {"num_shifts": args.num_shifts, "max_shift": args.max_shift if args.num_shifts else 0, "seed": args.seed}
-    rows = {split: len(dataset) for split, dataset in codes.items()}
     given = {name: getattr(args, name) for name in TOKENIZER_FLAGS if getattr(args, name)}
     tokenizers = {name: Path(text).resolve().name if Path(text).is_dir() else text for name, text in given.items()}
+    skipped = len({(entry.split, entry.subject) for entry in output.skipped()})
     return {
         "data": describe_data(args.data),
-        "rows": rows,
+        "rows": output.rows(),
         "tokenizers": tokenizers,
+        **({"skipped": skipped} if skipped else {}),
         **({} if args.tokenizer else shifts),
     }
 
 
+def finish(args: argparse.Namespace, output: ShardedOutput) -> None:
+    """Puts the shards together, with the record and the list of what was left out."""
+    texts = {ENCODING_FILE: json.dumps(encoding_record(args, output), indent=2) + "\n"}
+    if output.skipped():
+        texts[SKIPPED_FILE] = list_skipped(output.skipped())
+    output.finish(texts)
+
+
 def main() -> None:
-    """Parse, load, encode, save."""
+    """Parse, load, encode shard by shard, put together."""
     args = parse_args()
     check_args(args)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with atomic_directory(args.output_dir, overwrite=args.overwrite, marker="train/dataset_info.json") as temporary:
-        encode = encode_images if args.tokenizer else encode_paired
-        codes = encode(args, device)
-        codes.save_to_disk(temporary)
-        text = json.dumps(encoding_record(args, codes), indent=2) + "\n"
-        (temporary / ENCODING_FILE).write_text(text, encoding="utf-8")
+    check_replaceable(args.output_dir, args.overwrite, MARKER)
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
+    encoder = make_encoder(args, state.device)
+    sizes = {split: len(items) for split, items in encoder.items.items()}  # type: ignore[arg-type]
+    output = ShardedOutput(args.output_dir, settings_of(args, encoder), sizes, args.shard_size)
+    with ExitStack() as stack:
+        if state.is_main_process:
+            stack.enter_context(output.writing(args.overwrite))
+        state.wait_for_everyone()
+        share = (state.process_index, state.num_processes)
+        encode(encoder, output, *share, args.batch_size, args.dataloader_num_workers, args.on_error == "skip")
+        state.wait_for_everyone()
+        if state.is_main_process:
+            finish(args, output)
+    state.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from hf_vq.data.preparation import CENTERS, PreparationConfig
 from hf_vq.data.preparation_jobs import PreparationJob, run_jobs
 from hf_vq.data.prepared_folder import REPORT_FILE, PreparedFolder
 from hf_vq.data.scan_search import PATIENT_FROM, ScanSource, by_patient, find_scans, rename_patients
+from hf_vq.locking import exclusive
 from hf_vq.processors.geometry import find_view
 from hf_vq.training.arguments import run
 
@@ -167,6 +168,12 @@ def make_jobs(
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     check_args(args)
+    with exclusive(args.output_dir):
+        prepare(args)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Prepares all scans of the input folder that are not yet."""
     config = make_config(args)
     folder = PreparedFolder(args.output_dir, settings_of(args, config), args.overwrite)
     progress = partial(tqdm, desc="looking for DICOM", unit="file")

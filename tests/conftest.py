@@ -37,3 +37,12 @@ collect_ignore = ["peers"]
 def generator() -> torch.Generator:
     """A seeded source of random numbers on the CPU."""
     return torch.Generator().manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says on how many examples the properties of `tests/properties` were tried, over all workers."""
+    reports = (report for each in terminalreporter.stats.values() for report in each)
+    calls = (report for report in reports if getattr(report, "when", None) == "call")  # teardown repeats the number
+    counts = [dict(report.user_properties).get("property_cases", 0) for report in calls]
+    if sum(counts):
+        terminalreporter.write_line(f"properties tried on {sum(counts)} examples")

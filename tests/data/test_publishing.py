@@ -259,7 +259,7 @@ def test_codes_without_a_record_are_published_as_such(tmp_path):
     assert "encoding.json" not in card
 
 
-def test_what_cannot_be_published_is_named(cohort, tmp_path):
+def test_what_cannot_be_published_is_named(cohort, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"found neither a prepared cohort .* nor codes"):
         write_publication(tmp_path / "none", tmp_path / "out", NAME)
     with pytest.raises(ValueError, match="cohort: found no owner, expected owner/name"):
@@ -271,6 +271,11 @@ def test_what_cannot_be_published_is_named(cohort, tmp_path):
     (broken / "test" / "views" / "test_1_lateral.png").write_bytes(b"DICM")
     with pytest.raises(ValueError, match=r"test_1_lateral.png: found no image that a data set can hold .*views_csv"):
         write_publication(broken, tmp_path / "broken_out", NAME)
+    PillowImage.fromarray(np.zeros((1, 2), np.uint8)).save(broken / "test" / "views" / "test_1_lateral.png")
+    monkeypatch.setattr(PillowImage, "MAX_IMAGE_PIXELS", 0.5)  # as if two pixels were the size of a bomb
+    with pytest.raises(ValueError, match=r"png: found no image that a data set can hold \(Image size .* exceeds"):
+        write_publication(broken, tmp_path / "bomb_out", NAME)
+    monkeypatch.undo()
     metadata = cohort / "test" / "metadata.csv"
     (broken / "test" / "metadata.csv").write_text(metadata.read_text().replace("age,", "years,"))
     with pytest.raises(ValueError, match=r"found the columns .*'years'.* in test .* expected the same in all splits"):

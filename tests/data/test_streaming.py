@@ -47,7 +47,7 @@ def test_a_stream_goes_on_where_it_was_left():
 
 
 def test_what_is_no_stream_and_a_rank_that_is_not_there_are_refused():
-    with pytest.raises(ValueError, match="found a Dataset, expected a datasets.IterableDataset"):
+    with pytest.raises(ValueError, match="found a Dataset, expected a datasets"):
         StreamedSamples(Dataset.from_dict({"number": [1]}))
     with pytest.raises(ValueError, match="rank: found 2, expected 0 to 1"):
         StreamedSamples(stream(2), 2, 2)

@@ -1,7 +1,10 @@
 """What is published, how the Hub takes it, and what is refused; the Hub is the loopback one."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from huggingface_hub import HfApi, ModelCard, constants
 from safetensors.torch import load_file, save_file
 from tiny_models import KINDS, make_views_to_volume
 
+import hf_vq
 from hf_vq import CodeTransformer
 from hf_vq.commands.push_to_hub import main
 from hf_vq.hub.publishing import prepare, publish
@@ -125,6 +129,35 @@ def test_the_command_publishes(hub, saved, logged_in, capsys):
     printed = capsys.readouterr()
     assert f"published: {hub.endpoint}/me/command/commit/" in printed.out
     assert hub.token not in printed.out + printed.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token", ["right", "wrong"])
+def test_a_token_reaches_no_log_and_no_file(hub, saved, tmp_path, token):
+    """In a process of its own, with everything logged that huggingface_hub and the HTTP client log when asked to."""
+    secret = hub.token if token == "right" else "hf_marker_of_a_wrong_token"
+    code = (
+        "import logging\n"
+        "logging.basicConfig(level=logging.DEBUG)\n"
+        "from huggingface_hub import logging as hub_logging\n"
+        "hub_logging.set_verbosity_debug()\n"
+        "from hf_vq.commands.cli import main\n"
+        f"main(['push', {str(saved['volume-tokenizer'])!r}, 'me/token-{token}'])\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    paths = [str(Path(hf_vq.__file__).parents[1]), *kept.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {
+        **kept,
+        **hub.environment(tmp_path / "home", secret),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert process.returncode == (0 if token == "right" else 2), process.stderr
+    assert secret not in process.stdout + process.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert not written
+    if token == "right":
+        assert all(secret.encode() not in hub.read("me/token-right", path) for path in hub.files("me/token-right"))
 
 
 def unregistered(folder):

@@ -187,7 +187,7 @@ def test_decode_into_without_tiling():
 
 
 @pytest.mark.parametrize(
-    ("side", "tile", "overlap"), [(9, 4, 1), (9, 4, 2), (5, 4, 2), (7, 3, 1), (3, 4, 2), (4, 4, 0)]
+    ("side", "tile", "overlap"), [(9, 4, 1), (9, 4, 2), (5, 4, 2), (7, 3, 1), (3, 4, 2), (2, 4, 2), (4, 4, 0)]
 )
 @pytest.mark.parametrize("factor", [1, 4])
 def test_blended_tiles_cover_a_side_and_share_it(side, tile, overlap, factor):

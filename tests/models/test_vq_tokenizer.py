@@ -336,3 +336,21 @@ def test_every_quantizer_trains_saves_and_decodes_its_codes(quantizer, axes, spa
     assert torch.equal(codes, model.encode(pixel_values).codes)
     assert torch.equal(loaded.decode(codes).sample, model.decode(codes).sample)
     torch.testing.assert_close(loaded.decode(codes).sample, loaded(pixel_values).sample)
+
+
+@pytest.mark.parametrize("mid_attention", [False, True])
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_encoder_has_as_many_blocks_in_its_middle_as_asked_for(blocks, mid_attention):
+    fields = {"base_channels": 8, "channel_multipliers": [1], "num_res_blocks": 1, "mid_attention": mid_attention}
+    models = [VQTokenizer(VQTokenizerConfig(**fields, encoder_mid_blocks=count)).eval() for count in (blocks, 2)]
+    kinds = [[type(block).__name__ for block in model.encoder.blocks] for model in models]
+    assert kinds[0].count("VQTokenizerResidualBlock") == 1 + blocks
+    assert kinds[0].count("VQTokenizerAttentionBlock") == int(mid_attention)
+    decoders = [[type(block).__name__ for block in model.decoder.blocks] for model in models]
+    assert decoders[0] == decoders[1]
+    assert models[0].encode(torch.zeros(1, 1, 8, 8, 8)).codes.shape == (1, 4, 4, 4)
+
+
+def test_number_of_blocks_in_the_middle_is_checked():
+    with pytest.raises(ValueError, match="encoder_mid_blocks=-1 must lie in 0 to 16"):
+        VQTokenizerConfig(encoder_mid_blocks=-1)

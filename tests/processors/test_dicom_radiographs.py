@@ -1,4 +1,5 @@
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -10,7 +11,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from hf_vq import XrayImageProcessor
-from hf_vq.processors.dicom_radiographs import is_dicom, is_real_radiograph, read_radiograph
+from hf_vq.processors.dicom_radiographs import is_dicom, is_real_radiograph, quiet, read_radiograph
 from hf_vq.processors.image_processing_xray import RENDERED_VIEWS_ONLY
 
 STORED = np.array([[0, 1000, 2000], [3000, 4000, 4095]], dtype=np.uint16)
@@ -210,3 +211,23 @@ def test_a_missing_pydicom_says_how_to_install_it(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ImportError, match=r"pip install hf-vq\[medical\]"):
         XrayImageProcessor()(path)
+
+
+def test_threads_that_are_quiet_at_the_same_time_leave_the_filters_as_they_were():
+    filters = list(warnings.filters)
+    first_is_in, second_is_in, first_is_out = threading.Event(), threading.Event(), threading.Event()
+
+    def second():
+        first_is_in.wait()
+        with quiet():
+            second_is_in.set()
+            first_is_out.wait()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with quiet():
+        first_is_in.set()
+        second_is_in.wait(0.2)  # in vain, where one waits for the other
+    first_is_out.set()
+    thread.join()
+    assert warnings.filters == filters

@@ -1,6 +1,7 @@
 """The host waits for the device only when codes are to be placed: known flags are not asked for again."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -100,6 +101,18 @@ def test_flag_of_a_state_that_has_changed_is_worth_nothing():
     foretold.send((state > 0).any(), state)
     assert foretold.read(state) is True
     assert copy.deepcopy(foretold).read(state) is None
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_flag_written_to_since_it_was_read_is_read_again_in_a_copy(copied, generator):
+    """A copy's tensors count their writes from the start, and so may arrive at the number that was remembered."""
+    quantizer = VectorQuantizer(codebook_size=4, codebook_dim=2)
+    quantizer(torch.randn(1, 2, 50, generator=generator))
+    twin = copied(quantizer)
+    assert twin.codebook.is_initialized
+    assert not twin.codebook.is_frozen
+    quantizer.freeze_codebook()
+    assert copied(quantizer).codebook.is_frozen
 
 
 def test_flags_are_read_anew_where_writes_are_not_counted():

@@ -1,5 +1,6 @@
 """The Triton kernel of the search: on a GPU where there is one, else in Triton's interpreter."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -16,18 +17,20 @@ from hf_vq.quantizers.triton_search import error_bound, make_keys, nearest_codes
 # Rows and codes below, at and above the borders of blocks (128 rows, 64 codes); channels in one block and in several.
 SIZES = [(1, 4, 1), (5, 3, 2), (127, 8, 63), (128, 4, 64), (129, 16, 65), (130, 65, 300), (64, 128, 130), (40, 512, 70)]
 
-COMPILE = """
+PROGRAM = """
+import itertools
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from hf_vq.quantizers.triton_kernels import search_kernel
-from hf_vq.quantizers.triton_search import launch_shape
+from hf_vq.quantizers.triton_search import kernel_runs, launch_shape
 
 names = search_kernel.arg_names
 types = {name: "*fp32" for name in names if not name.startswith(("num_", "codes_", "vector_s"))}
 types |= {name: "i32" for name in names if name not in types}
 types |= {"row_list": "*i64", "row_count": "*i64", "best_codes": "*i32", "num_channels": "constexpr"}
-for channels in (8, 64, 512):
+for capability, channels in itertools.product((86, 90), (8, 64, 512)):
     for listed in (False, True):
         launch = launch_shape(channels, listed)
         constants = {"num_channels": channels, "listed": listed, "BLOCK_ROWS": launch.rows,
@@ -35,8 +38,9 @@ for channels in (8, 64, 512):
         signature = {name: "constexpr" if name in constants else types[name] for name in names}
         source = ASTSource(search_kernel, signature, {(names.index(k),): v for k, v in constants.items()})
         options = {"num_warps": launch.warps, "num_stages": launch.stages}
-        kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-        print(channels, listed, "tf32" in kernel.asm["ptx"], kernel.metadata.shared)
+        kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        print(capability, channels, listed, "tf32" in kernel.asm["ptx"], kernel.metadata.shared)
+print("on", "cpu", kernel_runs(torch.device("cpu")), kernel_runs(torch.device("cpu")))
 """
 
 
@@ -149,13 +153,27 @@ def test_cpu_tensors_and_wide_types_are_left_to_torch():
     assert not triton_search.is_supported(torch.zeros(4096, 4).double(), torch.zeros(4096, 4))
 
 
-def test_kernel_compiles_for_a_gpu_within_its_shared_memory():
-    """Ahead of time, for compute capability 9.0, which needs no GPU: TF32 in the first pass, none in the second."""
+@pytest.fixture(scope="module")
+def without_interpreter():
+    """What a program prints and warns of that has the real Triton."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()]
-    assert [row[:3] for row in rows] == [
-        [str(channels), str(listed), str(not listed)] for channels in (8, 64, 512) for listed in (False, True)
-    ]
-    assert max(int(row[3]) for row in rows) <= 227 * 1024
+    return [line.split() for line in done.stdout.splitlines()], done.stderr
+
+
+def test_kernel_compiles_for_gpus_within_their_shared_memory(without_interpreter):
+    """Ahead of time, which needs no GPU, for compute capabilities with little (8.6; 8.9 and 12.0 have as much) and with
+    much of it: TF32 in the first pass, none in the second."""
+    rows = without_interpreter[0][:-1]
+    expected = itertools.product(("86", "90"), ("8", "64", "512"), (False, True))
+    assert [row[:4] for row in rows] == [[*sizes, str(listed), str(not listed)] for *sizes, listed in expected]
+    limits = {"86": 99 * 1024, "90": 227 * 1024}
+    assert all(int(row[4]) <= limits[row[0]] for row in rows)
+
+
+def test_kernel_that_cannot_be_started_is_done_without(without_interpreter):
+    assert triton_search.kernel_runs(torch.device(DEVICE))
+    rows, warned = without_interpreter
+    assert rows[-1] == ["on", "cpu", "False", "False"]
+    assert warned.count("goes without its Triton kernel on cpu") == 1

@@ -34,7 +34,7 @@ from ..evaluation.sampling_record import write_sampling
 from ..files import atomic_directory, atomic_file
 from ..pipelines import ViewsToVolumePipeline, open_pipeline
 from ..schedulers import AbsorbingScheduler
-from ..schedulers.scheduling_absorbing import SAMPLINGS
+from ..schedulers.checks import SAMPLINGS
 from .outputs import check_new, split_suffix
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")

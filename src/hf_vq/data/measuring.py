@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ..processors.dicom_radiographs import READ_ERRORS
 from ..processors.fields import one_line
 from ..processors.geometry import import_nibabel, voxel_spacing
 from ..processors.image_files import FORMATS
@@ -90,7 +91,7 @@ def _image_properties(path: Path, found: Measurements) -> str:
             found.view_texts.update(texts)
             bits = 16 if "16" in image.mode else BITS.get(image.mode, 8)
             return f"{image.height} rows x {image.width} columns, {bits} bits a pixel, {image.format}"
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except (*READ_ERRORS, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{path}: found no image that a data set can hold ({one_line(error)}), expected for example a PNG; DICOM "
             "radiographs name the patient: let prepare_scans.py --views_csv turn them into PNGs"

@@ -153,7 +153,7 @@ class DatasetSource:
         return decode_image(stored["bytes"], name)
 
     def files(self, index: int, volume: bool, views: Sequence[str]) -> list[Path]:
-        """Returns none: what is embedded, or lies elsewhere, is read to be checked."""
+        """Returns none: what is wrong with what is embedded is found out by reading it, and not before."""
         return []
 
     def _path(self, stored: dict[str, Any], name: str) -> Path:

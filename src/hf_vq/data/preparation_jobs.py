@@ -18,7 +18,6 @@ from .preparation import PreparationConfig, load_source, prepare_volume, write_p
 from .prepared_folder import PreparedFolder, fingerprint_of
 from .scan_search import ScanSource
 
-
 OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """What stops a preparation whatever it does about bad scans: nothing can be written any more."""
 

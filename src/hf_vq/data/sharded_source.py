@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..processors.geometry import import_nibabel
@@ -44,8 +45,10 @@ class ShardedSource:
 
     def volume(self, index: int) -> Any:
         """Returns a subject's volume as a nibabel image in HU, its voxels in the file that is mapped."""
-        affine = self._columns[AFFINE_COLUMN][index]
-        return import_nibabel().Nifti1Image(self._columns[VOXELS_COLUMN][index].T, affine)
+        affine, voxels = self._columns[AFFINE_COLUMN][index], self._columns[VOXELS_COLUMN][index]
+        if voxels.dtype == np.float32:  # which others are copied to anyway, and nobody may write to the file
+            voxels = voxels.copy()
+        return import_nibabel().Nifti1Image(voxels.T, affine)
 
     def view_image(self, index: int, view: str) -> Image.Image:
         """Returns one view of a subject."""

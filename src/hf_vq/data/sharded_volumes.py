@@ -31,6 +31,7 @@ class VolumeRows:
         if voxel_type not in VOXEL_TYPES:
             raise ValueError(f"--voxel_type: found {voxel_type!r}, expected one of {list(VOXEL_TYPES)}; choose one")
         self._datasets, self._type = datasets, np.dtype(voxel_type)
+        self._first: dict[str, Any] = {}
         first = next(iter(datasets.values()))
         for split, dataset in datasets.items():
             if dataset.view_names != first.view_names:
@@ -55,6 +56,12 @@ class VolumeRows:
         features = {name: kinds[name](array.shape, str(array.dtype)) for name, array in arrays.items()}
         columns: dict[str, list[Any]] = {"subject": [dataset.subjects[index]]}
         columns.update((name, [np.ascontiguousarray(array)]) for name, array in arrays.items())
+        for name, feature in features.items():
+            if self._first.setdefault(name, feature) != feature:
+                raise ValueError(
+                    f"found {name} as {feature}, expected {self._first[name]} as of the first subject; bring all to "
+                    "one grid, as prepare_scans.py does"
+                )
         texts = {"subject": Value("string")}
         if dataset.labels is not None:
             texts[LABEL_COLUMN] = Value("string")

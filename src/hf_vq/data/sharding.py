@@ -107,6 +107,9 @@ class ShardedOutput:
             shard: one of `missing`.
             batches: the `datasets.Features` and the columns of some rows each.
             skipped: items of this shard that have no row, complete when the batches are exhausted.
+
+        Raises:
+            ValueError: rows differ in their shapes.
         """
         from datasets.arrow_writer import ArrowWriter
 
@@ -116,7 +119,8 @@ class ShardedOutput:
             features, columns = first
             with atomic_file(path) as temporary, ArrowWriter(features=features, path=str(temporary)) as writer:
                 writer.write_batch(dict(columns))
-                for _, columns in batches:
+                for others, columns in batches:
+                    self._check_features(shard.split, features, others)
                     writer.write_batch(dict(columns))
                 num_rows, _ = writer.finalize()
         record = {"rows": num_rows, "skipped": [[entry.subject, entry.reason] for entry in skipped]}
@@ -139,8 +143,9 @@ class ShardedOutput:
             texts: contents of further files, by their names.
 
         Raises:
-            ValueError: a split has no row.
+            ValueError: a split has no row, or rows differ in their shapes.
         """
+        self._check_shards()
         empty = [split for split, count in self.rows().items() if not count]
         if empty:
             raise ValueError(
@@ -182,6 +187,29 @@ class ShardedOutput:
     def _is_finished(self, shard: Shard) -> bool:
         return self._record_path(shard).is_file()
 
+    def _check_shards(self) -> None:
+        """Raises ValueError unless all shards hold columns of the same types and shapes."""
+        from datasets import Features
+        from pyarrow import ipc
+
+        first: Any = None
+        for shard in (shard for split in self._sizes for shard in self._shards(split)):
+            if self._arrow_path(shard).is_file():
+                with ipc.open_stream(self._arrow_path(shard)) as reader:
+                    features = Features.from_arrow_schema(reader.schema)
+                self._check_features(shard.split, first or features, features)
+                first = first or features
+
+    @staticmethod
+    def _check_features(split: str, expected: Any, found: Any) -> None:
+        other = [name for name, feature in found.items() if expected.get(name) != feature]
+        if other or len(found) != len(expected):
+            name = other[0] if other else "columns"
+            raise ValueError(
+                f"{split}: found {name!r} as {found.get(name, list(found))} and as {expected.get(name, list(expected))}"
+                ", expected the same in all rows; bring the data to one grid and one kind of image"
+            )
+
     def _finish_split(self, split: str, folder: Path) -> None:
         """Moves the shards of a split to where `load_from_disk` finds them; repeated after a kill it goes on."""
         from datasets import DatasetInfo, Features
@@ -199,7 +227,7 @@ class ShardedOutput:
                     digest.update(block)
         with ipc.open_stream(folder / names[0]) as reader:
             DatasetInfo(features=Features.from_arrow_schema(reader.schema)).write_to_directory(str(folder))
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in names],
             "_fingerprint": digest.hexdigest()[:16],
             "_format_columns": None,

@@ -1,6 +1,5 @@
 """How well sets of generated images agree with real ones, in the features of a named image classifier."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ..processors.image_files import open_image
+from ..tables import listed_file, read_table
 from .metrics import DEFAULT_NEAREST_K, prdc
 from .report_text import markdown_table
 
@@ -308,25 +309,16 @@ def read_generated(folder: str | Path) -> ImageSet:
     if not metadata.is_file():
         raise ValueError(f"{folder}: found no metadata.csv, expected generated images; run generate_images.py first")
     images, labels, names = [], [], {}
-    with metadata.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not set(METADATA_COLUMNS) <= set(reader.fieldnames or ()):
-            raise ValueError(f"{metadata}: found the columns {reader.fieldnames}, expected {list(METADATA_COLUMNS)}")
-        for row in reader:
-            images.append(_read_image(metadata, row["file_name"]))
-            labels.append(_read_label(metadata, row["label"]))
-            names[labels[-1]] = row.get("label_name") or str(labels[-1])
+    rows, columns = read_table(metadata)
+    if not set(METADATA_COLUMNS) <= set(columns):
+        raise ValueError(f"{metadata}: found the columns {columns}, expected {list(METADATA_COLUMNS)}; add them")
+    for row in rows:
+        images.append(open_image(listed_file(metadata, row["file_name"], "file_name")))
+        labels.append(_read_label(metadata, row["label"]))
+        names[labels[-1]] = row.get("label_name") or str(labels[-1])
     if not images:
         raise ValueError(f"{metadata}: found no rows, expected at least one image; generate them again")
     return ImageSet(images, np.array(labels, dtype=np.int64), names)
-
-
-def _read_image(metadata: Path, file_name: str) -> Image.Image:
-    try:
-        with Image.open(metadata.parent / file_name) as image:
-            return image.copy()
-    except OSError as error:
-        raise ValueError(f"{metadata}: found no readable image {file_name!r}; generate it again") from error
 
 
 def _read_label(metadata: Path, text: str | None) -> int:

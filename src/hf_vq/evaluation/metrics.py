@@ -192,7 +192,8 @@ def reprojection_error(
         Mean over all pixels of all views, in display units (0 to 1).
 
     Raises:
-        ValueError: the shapes don't fit, or a view that can't be rendered.
+        ValueError: the shapes don't fit, values that are not finite, a spacing that is not above 0, or a view that
+            can't be rendered.
     """
     images = torch.as_tensor(np.asarray(views, dtype=np.float32))
     volume = torch.as_tensor(np.ascontiguousarray(generated_hu, dtype=np.float32))
@@ -203,6 +204,10 @@ def reprojection_error(
         )
     if volume.ndim != 3:
         raise ValueError(f"generated_hu has shape {tuple(volume.shape)}; expected (D, H, W)")
+    if len(spacing) != 3 or not all(0 < step < np.inf for step in spacing):
+        raise ValueError(f"spacing is {list(spacing)}; expected three finite voxel sizes above 0 mm")
+    if not bool(volume.isfinite().all()) or not bool(images.isfinite().all()):
+        raise ValueError("generated_hu or views contain NaN or infinite values; expected finite numbers")
     size = (images.shape[1], images.shape[2])
     with torch.no_grad():
         rendered = render_views(volume[None, None], tuple(spacing), tuple(view_names), image_size=size, beam=beam)
@@ -249,7 +254,7 @@ def _unit_pair(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Check both volumes, clip them to the window and map the window onto [0, 1] in float64."""
     low, high = window
-    if not (np.isfinite([low, high]).all() and low < high):
+    if not (np.isfinite([low, high]).all() and low < high and np.isfinite(float(high) - float(low))):
         raise ValueError(f"window is [{low:g}, {high:g}]; expected finite low < high in HU, such as [-1000, 1000]")
     true, generated = np.asarray(true_hu, dtype=np.float64), np.asarray(generated_hu, dtype=np.float64)
     if true.ndim != 3 or true.shape != generated.shape or true.size == 0:

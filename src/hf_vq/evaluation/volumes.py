@@ -1,6 +1,5 @@
 """True and generated volumes brought onto one grid, and the folders in which generated volumes lie."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +19,7 @@ from ..processors.geometry import (
 )
 from ..processors.resampling import resample
 from ..processors.scans import read_scan
+from ..tables import listed_file, read_table
 
 METADATA_COLUMNS = ("file_name", "subject", "sample")
 AIR_HU = -1000.0
@@ -234,20 +234,17 @@ def _subject_name(path: Path) -> str:
 
 def _from_metadata(metadata: Path) -> dict[str, list[Path]]:
     """Files of each subject in the order of their samples."""
-    with metadata.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in METADATA_COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(
-                f"{metadata}: found the columns {reader.fieldnames}, expected {list(METADATA_COLUMNS)}; add {missing}"
-            )
-        samples: dict[str, dict[int, Path]] = {}
-        for row in reader:
-            number = _sample_number(metadata, row["sample"])
-            files = samples.setdefault(row["subject"], {})
-            if number in files:
-                raise ValueError(f"{metadata}: found sample {number} of {row['subject']} twice, expected it once")
-            files[number] = _file_inside(metadata, row["file_name"])
+    rows, columns = read_table(metadata)
+    missing = [column for column in METADATA_COLUMNS if column not in columns]
+    if missing:
+        raise ValueError(f"{metadata}: found the columns {columns}, expected {list(METADATA_COLUMNS)}; add {missing}")
+    samples: dict[str, dict[int, Path]] = {}
+    for row in rows:
+        number = _sample_number(metadata, row["sample"])
+        files = samples.setdefault(row["subject"], {})
+        if number in files:
+            raise ValueError(f"{metadata}: found sample {number} of {row['subject']} twice, expected it once")
+        files[number] = listed_file(metadata, row["file_name"], "file_name")
     return {subject: [files[number] for number in sorted(files)] for subject, files in samples.items()}
 
 
@@ -256,13 +253,3 @@ def _sample_number(metadata: Path, text: str | None) -> int:
     if text is None or not text.isdecimal():
         raise ValueError(f"{metadata}: found sample {text!r}, expected a whole number from 0; correct the column")
     return int(text)
-
-
-def _file_inside(metadata: Path, file_name: str) -> Path:
-    """Path of a listed file, which must exist inside the folder."""
-    path = metadata.parent / file_name
-    if not path.resolve().is_relative_to(metadata.parent.resolve()):
-        raise ValueError(f"{metadata}: found file_name {file_name!r}, expected a path inside the folder")
-    if not path.is_file():
-        raise ValueError(f"{metadata}: found no file {file_name!r}, expected every listed volume; generate it again")
-    return path

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
 
+from ..scalars import is_finite, is_whole
 from .axial_positions import DIRECTIONS, axis_of
 
 # A number beyond these is a slip of the pen, which would fill the memory before anyone saw it.
@@ -26,12 +26,11 @@ def check_sizes(
     optional = {"context_dim": context_dim, "num_classes": num_classes}
     least.update({name: (value, 1) for name, value in optional.items() if value is not None})
     for name, (value, smallest) in least.items():
-        whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if not whole or not smallest <= value <= MAX_NUMBER:
+        if not is_whole(value) or not smallest <= value <= MAX_NUMBER:
             raise ValueError(f"{name} must be a whole number from {smallest} to {MAX_NUMBER}; got {value!r}")
-    if not isinstance(mlp_ratio, Real) or not 0 < mlp_ratio <= MAX_MLP_RATIO:
+    if not is_finite(mlp_ratio) or not 0 < mlp_ratio <= MAX_MLP_RATIO:
         raise ValueError(f"mlp_ratio must be above 0 and at most {MAX_MLP_RATIO}; got {mlp_ratio!r}")
-    if not isinstance(dropout, Real) or not 0 <= dropout < 1:
+    if not is_finite(dropout) or not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1); got {dropout!r}")
 
 
@@ -92,7 +91,7 @@ def check_order(
 
 def check_view_dropout(context_dim: int | None, view_dropout: float, context_dropout: float) -> None:
     for name, value in (("view_dropout", view_dropout), ("context_dropout", context_dropout)):
-        if not isinstance(value, Real) or not 0 <= value < 1:
+        if not is_finite(value) or not 0 <= value < 1:
             raise ValueError(f"{name} must lie in [0, 1); got {value!r}")
         if value and context_dim is None:
             raise ValueError(f"{name}={value} is given to a model without views; leave it at 0 or set context_dim")

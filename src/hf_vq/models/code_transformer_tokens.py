@@ -113,8 +113,9 @@ class CodeTransformerTokens:
 
     def _check_positions(self, positions: torch.Tensor, batch_size: int) -> None:
         num_codes = self._num_code_tokens
-        width = num_codes if positions.dtype == torch.bool else positions.shape[-1]
-        if positions.dtype not in (torch.bool, torch.int64) or positions.shape != (batch_size, width):
+        width = (num_codes,) if positions.dtype == torch.bool else positions.shape[1:2]
+        fits = positions.ndim == 2 and positions.shape == (batch_size, *width)
+        if positions.dtype not in (torch.bool, torch.int64) or not fits:
             raise ValueError(
                 f"positions must be ({batch_size}, M) int64 or ({batch_size}, {num_codes}) bool; got {positions.dtype} "
                 f"{tuple(positions.shape)}"
@@ -123,12 +124,13 @@ class CodeTransformerTokens:
             _check_ids("positions", positions, num_codes)
 
     def _embed_codes(self, sample: torch.Tensor) -> torch.Tensor:
-        tokens = sample.flatten(1)
-        if tokens.shape[1] != self._num_code_tokens:
+        grid = tuple(self.config.code_grid)
+        if tuple(sample.shape[1:]) not in (grid, (self._num_code_tokens,)):
             raise ValueError(
-                f"sample must hold {self._num_code_tokens} codes per volume or image "
-                f"(code_grid={tuple(self.config.code_grid)}); got shape {tuple(sample.shape)}"
+                f"sample must hold {self._num_code_tokens} codes per volume or image, (B, {self._num_code_tokens}) or "
+                f"(B, *code_grid) with code_grid={grid}; got shape {tuple(sample.shape)}"
             )
+        tokens = sample.flatten(1)
         _check_ids("sample", tokens, self.mask_token_id + 1)
         if self.config.position_embedding != "learned":
             positions = self.positions(self.config.volume_axes, self.config.code_grid)

@@ -8,6 +8,9 @@ from transformers import PreTrainedConfig, ResNetConfig, ViTConfig
 
 from ..quantizers import QuantizerConfig, VectorQuantizerConfig, quantizer_config
 
+# A size beyond it is a slip of the pen, which would fill the memory before anyone saw it.
+MAX_NUMBER = 1 << 16
+
 
 @strict
 class AlexNetConfig(PreTrainedConfig):
@@ -48,9 +51,17 @@ class AlexNetConfig(PreTrainedConfig):
         """
         if len(self.channels) != 5:
             raise ValueError(f"channels={list(self.channels)} must be five widths, one for each convolution")
-        for name in ("stem_kernel_size", "stem_stride", "pooled_size", "hidden_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is out of range; it must be at least 1")
+        for name in (
+            "num_channels",
+            "image_size",
+            "channels",
+            "stem_kernel_size",
+            "stem_stride",
+            "pooled_size",
+            "hidden_size",
+        ):
+            _check_sizes(name, getattr(self, name))
+        _check_sizes("stem_padding", self.stem_padding, smallest=0)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} is out of range; it must be at least 0 and below 1")
         side = (self.image_size + 2 * self.stem_padding - self.stem_kernel_size) // self.stem_stride + 1
@@ -73,6 +84,12 @@ BACKBONE_DEFAULTS: dict[str, dict[str, Any]] = {
     "alexnet": {},
     "resnet": {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]},
     "vit": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768},
+}
+# Fields of the other backbones' configs, which transformers does not check, that are a size or one for each stage.
+BACKBONE_SIZES: dict[str, tuple[str, ...]] = {
+    "alexnet": (),
+    "resnet": ("embedding_size", "hidden_sizes", "depths"),
+    "vit": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size"),
 }
 
 
@@ -131,8 +148,7 @@ class VQImageClassifierConfig(PreTrainedConfig):
             raise ValueError(f"backbone={self.backbone!r} is unknown; choose one of {tuple(BACKBONE_CONFIGS)}")
         self._check_backbone_fields(self.backbone_config or {})
         self.backbone_config = {**BACKBONE_DEFAULTS[self.backbone], **(self.backbone_config or {})}
-        if self.backbone == "vit":
-            self._check_vit()
+        self._check_sizes()
         if self.quantizer_position is None:
             self.quantizer_position = list(self.positions)[(len(self.positions) - 1) // 2]
         if self.quantizer_position not in self.positions:
@@ -189,15 +205,32 @@ class VQImageClassifierConfig(PreTrainedConfig):
                 "num_channels and image_size stand beside it"
             )
 
-    def _check_vit(self) -> None:
+    def _check_sizes(self) -> None:
+        for name in ("image_size", "num_channels"):
+            _check_sizes(name, getattr(self, name))
         network: Any = self.network_config
+        for name in BACKBONE_SIZES[self.backbone]:
+            _check_sizes(f"backbone_config.{name}", getattr(network, name))
+        if self.backbone == "resnet" and (not network.depths or len(network.depths) != len(network.hidden_sizes)):
+            raise ValueError(
+                f"backbone_config.depths={list(network.depths)} and hidden_sizes={list(network.hidden_sizes)} must "
+                "have one entry for each stage, and at least one"
+            )
+        if self.backbone == "vit":
+            self._check_vit(network)
+
+    def _check_vit(self, network: Any) -> None:
         if network.num_hidden_layers < 2:
             raise ValueError(
                 f"num_hidden_layers={network.num_hidden_layers} leaves no place between two layers; take 2 or more"
             )
         size = network.patch_size
-        if not isinstance(size, int) or size < 1 or self.image_size % size:
+        if not isinstance(size, int) or self.image_size % size:
             raise ValueError(f"patch_size={size} must be one integer that divides image_size={self.image_size}")
+        if network.hidden_size % network.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads={network.num_attention_heads} must divide hidden_size={network.hidden_size}"
+            )
 
     def _fitted_quantizer(self, values: dict[str, Any]) -> dict[str, Any]:
         """All fields of the quantizer, with the width and the layout of the features at its place."""
@@ -216,3 +249,10 @@ class VQImageClassifierConfig(PreTrainedConfig):
                 "it out"
             )
         return config.to_dict()
+
+
+def _check_sizes(name: str, value: Any, smallest: int = 1) -> None:
+    """Raises ValueError unless a number, or each number of a list, is at least `smallest` and of this world."""
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(smallest <= number <= MAX_NUMBER for number in numbers):
+        raise ValueError(f"{name}={value} is out of range; it must be at least {smallest} and at most {MAX_NUMBER}")

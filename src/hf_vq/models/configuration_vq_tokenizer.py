@@ -13,6 +13,7 @@ RECONSTRUCTION_LOSSES = ("l1", "l2", "charbonnier")
 BLOCK_TYPES = ("residual", "depthwise")
 RESAMPLINGS = ("strided", "nearest")
 OUTPUT_ACTIVATIONS = ("silu", None)
+MAX_MID_BLOCKS = 16
 LATENT_KERNEL_SIZES = (1, 3)
 # With num_norm_groups=None: so many groups for widths above that number, one group for the others.
 AUTOMATIC_NORM_GROUPS = 32
@@ -57,6 +58,8 @@ class VQTokenizerConfig(PreTrainedConfig):
         output_activation (`str`, *optional*): `"silu"` between the last norm and the last convolution of encoder and
             decoder, or `None`.
         latent_kernel_size (`int`): 1 or 3, the kernel of the encoder's last convolution.
+        encoder_mid_blocks (`int`): residual blocks behind the encoder's last level, around its attention; the decoder
+            has two. An encoder needs fewer than a decoder.
 
     Example:
         >>> from hf_vq import VQTokenizer, VQTokenizerConfig
@@ -82,6 +85,7 @@ class VQTokenizerConfig(PreTrainedConfig):
     resampling: str = "strided"
     output_activation: str | None = "silu"
     latent_kernel_size: int = 1
+    encoder_mid_blocks: int = 2
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.level_strides is None:
@@ -167,6 +171,8 @@ class VQTokenizerConfig(PreTrainedConfig):
                 f"channel_multipliers={self.channel_multipliers}, "
                 f"num_res_blocks={self.num_res_blocks}"
             )
+        if not 0 <= self.encoder_mid_blocks <= MAX_MID_BLOCKS:
+            raise ValueError(f"encoder_mid_blocks={self.encoder_mid_blocks} must lie in 0 to {MAX_MID_BLOCKS}")
         if len(self.strides) != num_levels or min(self.strides) < 1:
             raise ValueError(
                 f"level_strides must hold {num_levels - 1} integers of at least 1 (one fewer than "

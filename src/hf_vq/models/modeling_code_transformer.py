@@ -258,7 +258,7 @@ class CodeTransformer(CodeTransformerTokens, CodeTransformerTraining, PushedWith
                 given, `view_mask` comes without them, a model without views or classes gets them, or one with views
                 that never trained without gets none.
         """
-        self._check_condition(context, context_key_values, view_mask)
+        self._check_condition(sample, context, context_key_values, view_mask)
         hidden_states = self._drop(self._embed_codes(sample) + self._embed_labels(class_labels, sample))
         if context is not None and self.config.context_attention == "prefix":
             context_key_values = self._encode_context(context, view_ids, view_mask)
@@ -291,6 +291,7 @@ class CodeTransformer(CodeTransformerTokens, CodeTransformerTraining, PushedWith
 
     def _check_condition(
         self,
+        sample: torch.Tensor,
         context: torch.Tensor | None,
         context_key_values: list[KeyValue] | None,
         view_mask: torch.Tensor | None,
@@ -299,12 +300,28 @@ class CodeTransformer(CodeTransformerTokens, CodeTransformerTraining, PushedWith
             self._check_has_views()
             if context is not None and context_key_values is not None:
                 raise ValueError("both `context` and `context_key_values` are given; give one of them")
+            self._check_views_per_sample(sample, context, context_key_values)
         elif view_mask is not None:
             raise ValueError("view_mask is given without views; give `context` or `context_key_values` too")
         elif self.config.context_dim is not None and not self.config.context_dropout:
             raise ValueError(
                 "neither `context` nor `context_key_values` is given, and this model was trained with "
                 "context_dropout=0: give it views, or train with context_dropout above 0"
+            )
+
+    def _check_views_per_sample(
+        self, sample: torch.Tensor, context: torch.Tensor | None, key_values: list[KeyValue] | None
+    ) -> None:
+        given = [context] if context is not None else [tensor for pair in key_values or () for tensor in pair]
+        counts = [list(tensor.shape[:1]) for tensor in given]
+        if any(count != list(sample.shape[:1]) for count in counts):
+            raise ValueError(
+                f"context and context_key_values must hold the views of each of the {sample.shape[0]} samples; got "
+                f"{counts[0]}"
+            )
+        if key_values is not None and len(key_values) != len(self.blocks):
+            raise ValueError(
+                f"context_key_values must hold a pair for each of {len(self.blocks)} blocks; got {len(key_values)}"
             )
 
     def _check_has_views(self) -> None:

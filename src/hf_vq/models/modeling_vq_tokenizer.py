@@ -161,6 +161,10 @@ class VQTokenizer(PushedWithCard, InputConvolution, TiledCoding, PreTrainedModel
             raise ValueError(
                 f"pixel_values must be (B, {self.config.in_channels}, {axes}); got shape {tuple(pixel_values.shape)}"
             )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values have dtype {pixel_values.dtype}; expected floating point, as the processors return them"
+            )
         self.code_grid(pixel_values.shape[2:])
 
     @apply_forward_hook
@@ -177,7 +181,7 @@ class VQTokenizer(PushedWithCard, InputConvolution, TiledCoding, PreTrainedModel
             `VQTokenizerEncoderOutput` with `codes` `(B, *grid)` and `latents` `(B, codebook_dim, *grid)`.
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: if the shape does not fit, or pixels are no floats or give latents that are NaN or infinite.
         """
         latents = self.encode_latents(pixel_values)
         tiling = self._tiling_now
@@ -190,7 +194,7 @@ class VQTokenizer(PushedWithCard, InputConvolution, TiledCoding, PreTrainedModel
         """What the quantizer gets: `(B, in_channels, *spatial)` -> `(B, codebook_dim, *grid)`.
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: if the shape does not fit, or pixels are no floats.
         """
         self._check_input(pixel_values)
         tiling = self._tiling_now
@@ -293,7 +297,7 @@ class VQTokenizer(PushedWithCard, InputConvolution, TiledCoding, PreTrainedModel
             `VQTokenizerOutput`.
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: if the shape does not fit, or pixels are no floats.
         """
         self._check_input(pixel_values)
         quantized = self.quantizer(self.encoder(pixel_values))

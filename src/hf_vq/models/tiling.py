@@ -62,7 +62,7 @@ class Span:
 def spans(side: int, tile: int, overlap: int) -> list[Span]:
     """Tiles, evenly spread over a side, that overlap by at least `overlap`."""
     tile = min(tile, side)
-    count = max(1, math.ceil((side - overlap) / (tile - overlap)))
+    count = 1 if tile == side else math.ceil((side - overlap) / (tile - overlap))
     starts = [round(index * (side - tile) / max(count - 1, 1)) for index in range(count)]
     cuts = [0, *((before + tile + start) // 2 for before, start in itertools.pairwise(starts)), side]
     return [Span(start, start + tile, *cuts[index : index + 2]) for index, start in enumerate(starts)]
@@ -284,7 +284,8 @@ def _checked(
 def _multiples(name: str, value: int | Sequence[int], factor: int, dims: int, smallest: int = 1) -> tuple[int, ...]:
     """One number for each axis, or a ValueError."""
     sides = tuple(value) if isinstance(value, Sequence) else (value,) * dims
-    fits = all(isinstance(side, int) and side % factor == 0 and side >= smallest for side in sides)
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+    fits = whole and all(side % factor == 0 and side >= smallest for side in sides)
     if len(sides) != dims or not fits:
         raise ValueError(
             f"{name}={value} must be one integer or {dims}, each a multiple of the downsampling factor {factor} and at "

@@ -223,10 +223,13 @@ def _level(config: VQTokenizerConfig, level: int, in_channels: int, block_type: 
     return modules
 
 
-def _middle(config: VQTokenizerConfig, block_type: type[nn.Module]) -> list[nn.Module]:
+def _middle(config: VQTokenizerConfig, block_type: type[nn.Module], num_blocks: int = 2) -> list[nn.Module]:
+    """Residual blocks at the width of the last level, the attention behind the first of them."""
     width = config.level_channels[-1]
-    attention = [VQTokenizerAttentionBlock(config, width)] if config.mid_attention else []
-    return [block_type(config, width, width), *attention, block_type(config, width, width)]
+    modules: list[nn.Module] = [block_type(config, width, width) for _ in range(num_blocks)]
+    if config.mid_attention:
+        modules.insert(1, VQTokenizerAttentionBlock(config, width))
+    return modules
 
 
 class VQTokenizerEncoder(nn.Module):
@@ -246,7 +249,7 @@ class VQTokenizerEncoder(nn.Module):
                 blocks.append(downsample)
             blocks.extend(_level(config, level, channels, block_type))
             channels = width
-        self.blocks = nn.ModuleList([*blocks, *_middle(config, block_type)])
+        self.blocks = nn.ModuleList([*blocks, *_middle(config, block_type, config.encoder_mid_blocks)])
         self.norm_out = _group_norm(config, channels)
         self.act_out = _output_activation(config)
         kernel, latent_channels = config.latent_kernel_size, config.quantizer_config.codebook_dim

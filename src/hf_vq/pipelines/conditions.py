@@ -2,13 +2,13 @@
 
 import operator
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..models import CodeTransformer
+from ..scalars import is_finite
 
 
 def class_numbers(transformer: CodeTransformer, class_labels: Sequence[int | str | None]) -> list[int]:
@@ -63,7 +63,7 @@ def check_label_dropout(transformer: CodeTransformer, unlabelled: bool) -> None:
 
 def check_guidance_scale(guidance_scale: float) -> None:
     """Raises ValueError unless the scale is finite and at least 0."""
-    if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale < float("inf"):
+    if not is_finite(guidance_scale) or guidance_scale < 0:
         raise ValueError(f"guidance_scale must be finite and at least 0; got {guidance_scale!r}")
 
 

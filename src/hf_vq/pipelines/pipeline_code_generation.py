@@ -64,7 +64,8 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
             batch_size: number of prompts: by default one without labels and one for each label; a single label serves
                 as many as are asked for.
             num_images_per_prompt: images for each prompt, at least 1.
-            num_inference_steps: steps, at least 1; each is one network evaluation, two with guidance.
+            num_inference_steps: steps, at least 1; each is at most one network evaluation, over both halves of a doubled
+                batch with guidance.
             guidance_scale: 1 is the model as it is, more keeps closer to the class, 0 ignores it. Other values than 1
                 need `class_labels` and a model trained with `label_dropout`.
             temperature: divides the logits; 0 takes the likeliest codes. (Not used by other schedulers.)

@@ -4,6 +4,7 @@ Only the elements that describe the pixels are read from a file: who the patient
 """
 
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ PIXEL_ELEMENTS = (
 )
 
 _REAL_RADIOGRAPH = "real_radiograph"
+_FILTERS = threading.RLock()
 READ_ERRORS = (
     AttributeError,
     EOFError,
@@ -129,10 +131,11 @@ def is_deflated(path: str | Path) -> bool:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps back pydicom's warnings, which quote values that may tell who the patient is."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def quiet(category: type[Warning] = Warning) -> Iterator[None]:
+    """Keeps back warnings: pydicom's quote values that may tell who the patient is. One thread at a time, because the
+    filters are those of the whole process, and threads that overlap would put back each other's."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", category)
         yield
 
 

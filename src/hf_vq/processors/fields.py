@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from ..scalars import is_finite
+
 # Some libraries quote what they read, which may be as long as a file.
 _LONGEST_MESSAGE = 1000
 
@@ -17,10 +19,16 @@ def interval(name: str, values: Any) -> list[float]:
     Raises:
         ValueError: they are not.
     """
-    numbers = list(values) if isinstance(values, list | tuple) else [values]
-    if len(numbers) != 2 or not all(math.isfinite(value) for value in numbers) or not numbers[0] < numbers[1]:
+    numbers = finite_numbers(values)
+    if len(numbers) != 2 or not numbers[0] < numbers[1] or not math.isfinite(numbers[1] - numbers[0]):
         raise ValueError(f"{name}: found {values!r}, expected [low, high] with low below high; correct the config")
-    return [float(value) for value in numbers]
+    return numbers
+
+
+def finite_numbers(values: Any) -> list[float]:
+    """Returns the numbers of a list as floats; none if one of them is no finite real number."""
+    numbers = list(values) if isinstance(values, list | tuple) else [values]
+    return [float(value) for value in numbers] if all(map(is_finite, numbers)) else []
 
 
 def one_line(error: BaseException) -> str:

@@ -1,13 +1,12 @@
 """Opening image files and DICOM radiographs, whatever is wrong with them."""
 
-import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from .dicom_radiographs import READ_ERRORS, is_dicom, read_radiograph
+from .dicom_radiographs import READ_ERRORS, is_dicom, quiet, read_radiograph
 from .fields import one_line
 from .limits import check_file, check_pixels
 
@@ -46,12 +45,14 @@ def decode_image(content: bytes, name: str) -> Image.Image:
 def _opened(source: Any, name: str) -> Image.Image:
     """An image with its pixels, whose size was checked before they were read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with quiet(Image.DecompressionBombWarning):
             image: Image.Image = Image.open(source, formats=FORMATS)
         columns, rows = image.size
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: found too large an image ({one_line(error)}), expected less; resize it") from error
+        raise ValueError(
+            f"{name}: found too large an image ({one_line(error)}), expected less; resize it, or set Pillow's "
+            "Image.MAX_IMAGE_PIXELS too if it is meant"
+        ) from error
     except (*READ_ERRORS, SyntaxError) as error:
         raise _unreadable(name, error) from error
     check_pixels(rows, columns, name)

@@ -1,6 +1,5 @@
 """From CT scans in Hounsfield units to model tensors, and back to NIfTI."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -9,9 +8,11 @@ import numpy.typing as npt
 import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+from ..scalars import is_whole
 from ..sharing import PushedWithCard
-from .fields import interval
+from .fields import finite_numbers, interval
 from .geometry import (
+    SPACING_LIMITS,
     VolumeGeometry,
     canonical_grid,
     field_of_view,
@@ -70,8 +71,8 @@ class CTVolumeProcessor(PushedWithCard, BaseImageProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.size = None if size is None else [int(n) for n in _triple("size", size)]
-        self.spacing = None if spacing is None else [float(step) for step in _triple("spacing", spacing)]
+        self.size = None if size is None else _size(size)
+        self.spacing = None if spacing is None else _spacing(spacing)
         self.hu_window = interval("hu_window", hu_window)
         self.output_range = interval("output_range", output_range)
 
@@ -217,13 +218,25 @@ class CTVolumeProcessor(PushedWithCard, BaseImageProcessor):
         return image
 
 
-def _triple(name: str, values: Any) -> list[float]:
-    """Three finite positive numbers, one for each axis."""
+def _size(values: Any) -> list[int]:
+    """Three whole positive numbers, one for each axis, of voxels that fit the memory."""
     numbers = list(values) if isinstance(values, list | tuple) else [values]
-    whole = name != "size" or all(isinstance(value, int) for value in numbers)
-    if len(numbers) != 3 or not whole or not all(math.isfinite(value) and value > 0 for value in numbers):
-        kind = "whole numbers of voxels" if name == "size" else "voxel sizes in mm"
-        raise ValueError(f"{name}: found {values!r}, expected three positive {kind} for (D, H, W); correct the config")
+    if len(numbers) != 3 or not all(is_whole(number) and number > 0 for number in numbers):
+        raise ValueError(
+            f"size: found {values!r}, expected three positive whole numbers of voxels for (D, H, W); correct the config"
+        )
+    check_voxels(numbers, "size")
+    return [int(number) for number in numbers]
+
+
+def _spacing(values: Any) -> list[float]:
+    """Three voxel sizes in mm, one for each axis."""
+    numbers, (smallest, largest) = finite_numbers(values), SPACING_LIMITS
+    if len(numbers) != 3 or not all(smallest <= number <= largest for number in numbers):
+        raise ValueError(
+            f"spacing: found {values!r}, expected three positive voxel sizes in mm for (D, H, W), from {smallest:g} to "
+            f"{largest:g}; correct the config"
+        )
     return numbers
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.nn import functional
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+from ..scalars import is_whole
 from ..sharing import PushedWithCard
 from .dicom_radiographs import is_real_radiograph
 from .fields import interval
@@ -61,7 +62,9 @@ class XrayImageProcessor(PushedWithCard, BaseImageProcessor):
         super().__init__(**kwargs)
         self.size = None if size is None else _checked_size(size)
         self.output_range = interval("output_range", output_range)
-        self.views_rendered = bool(views_rendered)
+        if not isinstance(views_rendered, bool):
+            raise ValueError(f"views_rendered: found {views_rendered!r}, expected true or false; correct the config")
+        self.views_rendered = views_rendered
 
     def preprocess(self, images: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
         """Turns images into a batch of model tensors.
@@ -180,6 +183,7 @@ def _from_array(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
 def _checked_size(size: Any) -> dict[str, int]:
     """Height and width, both whole and positive."""
     fields = dict(size) if hasattr(size, "keys") else {}
-    if set(fields) != {"height", "width"} or not all(isinstance(n, int) and n > 0 for n in fields.values()):
+    if set(fields) != {"height", "width"} or not all(is_whole(n) and n > 0 for n in fields.values()):
         raise ValueError(f"size: found {size!r}, expected {{'height': rows, 'width': columns}}; correct the config")
+    check_pixels(fields["height"], fields["width"], "size")
     return {"height": fields["height"], "width": fields["width"]}

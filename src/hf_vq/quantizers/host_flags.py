@@ -3,7 +3,17 @@
 import torch
 
 
-class RememberedFlag:
+class _OfOneModel:
+    """Knows nothing in a copy, whose tensors count their writes anew; events cannot be copied at all."""
+
+    def __getstate__(self) -> dict[str, None]:
+        return {}
+
+    def __setstate__(self, state: dict[str, None]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+class RememberedFlag(_OfOneModel):
     """A scalar bool buffer, read from its device only when it has been written to since it was last read."""
 
     def __init__(self) -> None:
@@ -22,7 +32,7 @@ class RememberedFlag:
         return self._seen[2]
 
 
-class ForetoldFlag:
+class ForetoldFlag(_OfOneModel):
     """A flag computed from a state when that is written, and needed at the next step, by when it has long arrived."""
 
     def __init__(self) -> None:
@@ -56,12 +66,6 @@ class ForetoldFlag:
         if self._arrival is not None:
             self._arrival.synchronize()
         return bool(self._flag)
-
-    def __getstate__(self) -> dict[str, None]:
-        return {}  # a copy of the model knows nothing yet; events cannot be copied
-
-    def __setstate__(self, state: dict[str, None]) -> None:
-        self.__init__()  # type: ignore[misc]
 
 
 def _counts_writes(tensor: torch.Tensor) -> bool:

@@ -1,7 +1,9 @@
 """The search for the nearest code as one Triton kernel: the N x K matrix of scores never leaves the registers."""
 
 import importlib.util
+import warnings
 from contextlib import nullcontext
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -86,7 +88,24 @@ def is_supported(vectors: torch.Tensor, codebook: torch.Tensor) -> bool:
 def _device_has_kernel(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.cuda is None or not TRITON_IS_INSTALLED:
         return False
-    return torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
+    return torch.cuda.get_device_capability(device) >= MIN_CAPABILITY and kernel_runs(device)
+
+
+@cache
+def kernel_runs(device: torch.device) -> bool:
+    """Whether the kernel can be built and started here; warns once if not: Triton needs more than to be installed."""
+    try:
+        nearest_codes_kernel(torch.zeros(1, 16, device=device), torch.zeros(2, 16, device=device))
+    except Exception as error:  # of Triton, of the compilers that it calls, or of the driver
+        reason = (str(error).splitlines() or [""])[0]
+        warnings.warn(
+            f"the search for the nearest code goes without its Triton kernel on {device}, as that cannot be built or "
+            f"started ({type(error).__name__}: {reason}). Codes are as near but take longer. Triton needs a C compiler "
+            "and Python's header files: install them, on Debian gcc and python3-dev",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 @torch.library.custom_op("hf_vq::nearest_codes", mutates_args=())

@@ -4,19 +4,17 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
+from ..scalars import is_whole
 from ..sharing import PushedWithCard
+from .checks import check_config, check_draw, check_logits
 from .halton import shifted_halton_ranks
 
-SCHEDULES = ("linear", "cosine")
-SAMPLINGS = ("ancestral", "exact_count", "confidence", "halton", "sequential")
-MASKINGS = ("random", "exact_count")
 MAX_INFERENCE_STEPS = 100_000
 """Steps beyond any use: no more of them than there are codes change one, and each is looked up among all."""
 
@@ -84,7 +82,7 @@ class AbsorbingScheduler(PushedWithCard, SchedulerMixin, ConfigMixin):
         choice_temperature: float = 4.5,
         code_order: Sequence[int] | None = None,
     ) -> None:
-        _check_config(mask_token_id, schedule, sampling, masking, choice_temperature, code_order)
+        check_config(mask_token_id, schedule, sampling, masking, choice_temperature, code_order)
         self._keep_arguments_given_by_position()
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0, dtype=torch.float64)
@@ -125,7 +123,7 @@ class AbsorbingScheduler(PushedWithCard, SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: if `num_inference_steps` is no whole number or out of range.
         """
-        whole = isinstance(num_inference_steps, Integral) and not isinstance(num_inference_steps, bool)
+        whole = is_whole(num_inference_steps)
         if whole and num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1; got {num_inference_steps}")
         if not whole or num_inference_steps > MAX_INFERENCE_STEPS:
@@ -219,8 +217,9 @@ class AbsorbingScheduler(PushedWithCard, SchedulerMixin, ConfigMixin):
         r"""One reverse step from `timestep` t to the next timestep s (0 after the last).
 
         Args:
-            model_output: `(B, N, K)` logits; or `(M, K)`, those of the M masked `positions` alone, row by row (of all
-                masked ones with `sampling="confidence"`); may be `None` if `positions` settle nothing.
+            model_output: `(B, N, K)` logits, K at most `mask_token_id`; or `(M, K)`, those of the M masked `positions`
+                alone, row by row (of all masked ones with `sampling="confidence"`); may be `None` if `positions`
+                settle nothing.
             timestep: the current entry of `timesteps`.
             sample: `(B, N)` int64 codes with `mask_token_id` where still masked.
             temperature: divides the logits; 0 takes the likeliest code.
@@ -237,7 +236,7 @@ class AbsorbingScheduler(PushedWithCard, SchedulerMixin, ConfigMixin):
             ValueError: if `temperature`, `top_p` or `timestep` is out of range, a shape does not fit, or logits are
                 missing or not finite.
         """
-        _check_draw(temperature, top_p)
+        check_draw(temperature, top_p)
         following = self._rates(timestep)[1]
         if positions is None:
             positions = self.select_positions(sample, timestep, generator)
@@ -245,13 +244,12 @@ class AbsorbingScheduler(PushedWithCard, SchedulerMixin, ConfigMixin):
             raise ValueError(f"positions must be {tuple(sample.shape)} as the sample; got {tuple(positions.shape)}")
         masked = sample == self.config.mask_token_id
         candidates = masked if positions is None else masked & positions
-        _check_logits(model_output, sample, candidates)
+        check_logits(model_output, sample, candidates, self.config.mask_token_id)
         noise = self._choice_noise(sample, following, generator)
         draws = _uniform(sample.shape, generator, sample.device)
         prev_sample, filled = sample.clone(), None
         if model_output is not None:
             logits = model_output if model_output.ndim == 2 else model_output[candidates]
-            _check_likeliest(logits)
             prev_sample[candidates] = codes = _draw_codes(logits, draws[candidates], temperature, top_p)
             if model_output.ndim == 3:
                 filled = torch.where(masked, model_output.argmax(dim=-1), sample)
@@ -313,67 +311,6 @@ class AbsorbingScheduler(PushedWithCard, SchedulerMixin, ConfigMixin):
             return None
         draws = _uniform(sample.shape, generator, sample.device).clamp(min=torch.finfo(torch.float64).tiny)
         return self.config.choice_temperature * following * -(-draws.log()).log()
-
-
-def _check_config(
-    mask_token_id: int,
-    schedule: str,
-    sampling: str,
-    masking: str | None,
-    choice_temperature: float,
-    code_order: Sequence[int] | None,
-) -> None:
-    if not isinstance(mask_token_id, Integral) or isinstance(mask_token_id, bool) or mask_token_id < 1:
-        raise ValueError(
-            f"mask_token_id must be a whole number of at least 1, the size of the codebook; got {mask_token_id!r}"
-        )
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule={schedule!r} is unknown; choose one of {SCHEDULES}")
-    if sampling not in SAMPLINGS:
-        raise ValueError(f"sampling={sampling!r} is unknown; choose one of {SAMPLINGS}")
-    if masking is not None and masking not in MASKINGS:
-        raise ValueError(f"masking={masking!r} is unknown; choose one of {MASKINGS}, or None")
-    if not _is_finite(choice_temperature) or choice_temperature < 0:
-        raise ValueError(f"choice_temperature must be finite and at least 0; got {choice_temperature!r}")
-    if code_order is not None and sorted(code_order) != list(range(len(code_order))):
-        raise ValueError(f"code_order must hold each of 0 to N - 1 once; got {list(code_order)}")
-
-
-def _check_draw(temperature: float, top_p: float) -> None:
-    if not _is_finite(temperature) or temperature < 0:
-        raise ValueError(f"temperature must be finite and at least 0; got {temperature!r}")
-    if not _is_finite(top_p) or not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1]; got {top_p!r}")
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_logits(model_output: torch.Tensor | None, sample: torch.Tensor, candidates: torch.Tensor) -> None:
-    if model_output is None:
-        if bool(candidates.any()):
-            raise ValueError("model_output is None, but this step settles codes; give logits (B, N, K)")
-    elif model_output.ndim == 2:
-        if len(model_output) != int(candidates.sum()):
-            raise ValueError(
-                f"model_output has {len(model_output)} rows for {int(candidates.sum())} positions; give logits (M, K) "
-                "of the masked `positions` alone, or (B, N, K)"
-            )
-    elif model_output.ndim != 3 or sample.shape != model_output.shape[:2]:
-        raise ValueError(
-            f"model_output must be (B, N, K) and sample (B, N); got {tuple(model_output.shape)} and "
-            f"{tuple(sample.shape)}"
-        )
-
-
-def _check_likeliest(logits: torch.Tensor) -> None:
-    """Refuses rows `(M, K)` that are no distribution; -inf is the logit of a code that is ruled out."""
-    if not bool(logits.amax(dim=-1).isfinite().all()):
-        raise ValueError(
-            "model_output holds NaN or inf, or rules out every code of a position; lower guidance_scale or compute in "
-            "a wider dtype"
-        )
 
 
 def _excess(masked: torch.Tensor, following: float) -> torch.Tensor:
