@@ -352,5 +352,5 @@ def test_encoder_has_as_many_blocks_in_its_middle_as_asked_for(blocks, mid_atten
 
 
 def test_number_of_blocks_in_the_middle_is_checked():
-    with pytest.raises(ValueError, match="encoder_mid_blocks=-1 must lie in 0 to 16"):
+    with pytest.raises(StrictDataclassError, match="encoder_mid_blocks=-1 must lie in 0 to 16"):
         VQTokenizerConfig(encoder_mid_blocks=-1)
