@@ -98,7 +98,7 @@ def test_what_is_no_scan_ends_with_one_line_and_no_pictures(tmp_path, monkeypatc
 
 def test_an_empty_file_and_an_empty_array_are_named(script, tmp_path):
     (tmp_path / "empty.nii.gz").touch()
-    with pytest.raises(ValueError, match=r"empty.nii.gz: found no NIfTI image"):
+    with pytest.raises(ValueError, match=r"empty.nii.gz: found an empty file"):
         call(script, "--volume", tmp_path / "empty.nii.gz", "--output_dir", tmp_path / "out")
     with pytest.raises(ValueError, match=r"none.nii: found no such file"):
         call(script, "--volume", tmp_path / "none.nii", "--output_dir", tmp_path / "out")
