@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -39,10 +40,41 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+PROPERTIES = Path(__file__).parent / "properties"
+FEWEST_EXAMPLES = 3000
+"""Fewest examples that `make test-all` must try the properties on; a run that leaves tests out may try fewer."""
+
+
 def pytest_terminal_summary(terminalreporter):
     """Says on how many examples the properties of `tests/properties` were tried, over all workers."""
-    reports = (report for each in terminalreporter.stats.values() for report in each)
+    count = examples_tried(terminalreporter)
+    if count:
+        terminalreporter.write_line(f"properties tried on {count} examples")
+    if count < FEWEST_EXAMPLES and runs_all_properties(terminalreporter.config):
+        expected = f"expected at least {FEWEST_EXAMPLES}: were tests lost, or FULL lowered?"
+        terminalreporter.write_line(f"FAILED properties: tried on {count} examples, {expected}", red=True)
+
+
+def pytest_sessionfinish(session):
+    """Fails a full run that tried its properties on too few examples, though every test passed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    is_worker = hasattr(session.config, "workerinput")
+    if is_worker or reporter is None or session.exitstatus != pytest.ExitCode.OK:
+        return
+    if examples_tried(reporter) < FEWEST_EXAMPLES and runs_all_properties(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def examples_tried(reporter) -> int:
+    """Sum of what the reports of `tests/properties/conftest.py` say; those of workers come to the first process."""
+    reports = (report for each in reporter.stats.values() for report in each)
     calls = (report for report in reports if getattr(report, "when", None) == "call")  # teardown repeats the number
-    counts = [dict(report.user_properties).get("property_cases", 0) for report in calls]
-    if sum(counts):
-        terminalreporter.write_line(f"properties tried on {sum(counts)} examples")
+    return sum(dict(report.user_properties).get("property_cases", 0) for report in calls)
+
+
+def runs_all_properties(config) -> bool:
+    """Whether nothing but files outside `tests/properties` was left out, by its place, its mark or its name."""
+    option = config.option
+    if option.markexpr or option.keyword or option.deselect or option.collectonly or getattr(option, "lf", False):
+        return False
+    return any(PROPERTIES.is_relative_to(config.invocation_params.dir / each) for each in config.args)

@@ -2,9 +2,10 @@
 
 import math
 from numbers import Integral, Real
+from typing import TypeGuard
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Returns whether a value is a whole number."""
     return not isinstance(value, bool) and isinstance(value, Integral)
 

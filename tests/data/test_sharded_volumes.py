@@ -1,6 +1,7 @@
 """Sharded volumes give what the folder gives, to the bit, from files that are mapped into memory."""
 
 import importlib.util
+import pickle
 import runpy
 import sys
 from pathlib import Path
@@ -70,6 +71,14 @@ def test_a_row_is_mapped_and_not_copied(folders):
     np.testing.assert_array_equal(MappedColumn(dataset.select([2, 0]), "voxels")[1], column[0])
     with pytest.raises(IndexError):
         column[4]
+
+
+def test_a_worker_that_is_not_forked_gets_no_voxels_but_the_files(folders):
+    shards = PairedDataset(folders / "shards", "train")
+    pickled = pickle.dumps(shards)
+    assert len(pickled) < shards.volume(0).get_fdata().nbytes
+    again = pickle.loads(pickled)
+    assert all(np.array_equal(again.volume(i).dataobj, shards.volume(i).dataobj) for i in range(len(shards)))
 
 
 def test_voxels_that_int16_cannot_hold_are_refused(folders, tmp_path, capsys):

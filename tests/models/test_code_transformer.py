@@ -230,6 +230,12 @@ def test_the_head_is_computed_for_the_positions_asked_for_alone():
     assert tokens == [3, 2 * 3, 24, 2 * 24]
 
 
+def test_positions_are_brought_to_the_device_of_the_model():
+    codes, context = (each.to("meta") for each in inputs())
+    positions = torch.tensor([[3, 0], [7, 8]])
+    assert make().to("meta")(codes, context, positions=positions).sample.shape == (2, 2, 11)
+
+
 @pytest.mark.parametrize(
     "positions", [torch.zeros(2, 24), torch.zeros(3, 4, dtype=torch.int64), torch.zeros(2, 5, dtype=torch.bool)]
 )
@@ -267,7 +273,7 @@ def test_it_learns_to_read_a_view():
     ("fields", "words"),
     [
         ({"num_heads": 3}, "num_heads=3"),
-        ({"num_heads": 0}, "num_heads=0"),
+        ({"num_heads": 0}, "num_heads must be a whole number from 1 .*got 0"),
         ({"position_embedding": "rope"}, "position_embedding='rope'"),
         ({"context_attention": "cross"}, "context_attention='cross'"),
         ({"position_embedding": "axial_rotary", "num_heads": 4}, "got heads of 4 channels"),
@@ -508,7 +514,7 @@ def test_initialisation_from_a_single_codebook():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"num_classes": 0}, "num_classes must be a whole number from 1 .*got 0"),
         ({"num_classes": 3, "label_dropout": 1.0}, "label_dropout"),
         ({"label_dropout": 0.1}, "need num_classes"),
         ({"id2label": {0: "bag"}}, "need num_classes"),

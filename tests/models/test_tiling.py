@@ -302,6 +302,13 @@ def test_what_does_not_fit_is_named(fields, words):
     assert model.tiling is None
 
 
+def test_true_is_no_size_of_a_tile():
+    """diffusers' `enable_tiling` once took whether to do it; where codes are pixels, True would be tiles of one."""
+    model = make_model(spatial_dims=2, stem_stride=1, channel_multipliers=[1])
+    with pytest.raises(ValueError, match="tile_sample_size=True must be one integer"):
+        model.enable_tiling(True)
+
+
 @pytest.mark.parametrize("tiled", [True, False])
 def test_bad_codes_and_outputs_are_named(tiled):
     model = make_model(spatial_dims=2)

@@ -5,7 +5,7 @@ import functools
 import pytest
 from hypothesis import HealthCheck, settings
 
-QUICK, FULL = 10, 70
+QUICK, FULL = 4, 70
 # A failure must come again wherever the tests run, so examples follow from the code alone and no database is kept.
 COMMON = {
     "deadline": None,

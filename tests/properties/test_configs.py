@@ -13,8 +13,10 @@ from hf_vq import (
     FiniteScalarQuantizerConfig,
     LookupFreeQuantizerConfig,
     VectorQuantizerConfig,
+    VQImageClassifierConfig,
     VQTokenizerConfig,
 )
+from hf_vq.models.configuration_vq_image_classifier import BACKBONE_SIZES
 from hf_vq.quantizers.configuration import CHOICES
 
 nonsense = st.sampled_from([-1, -(10**12), math.nan, -math.inf, "nonsense", b"", [], {}, object])
@@ -86,6 +88,44 @@ def test_nonsense_in_a_tokenizer_field_is_refused(field, value):
 def test_nonsense_in_a_transformer_field_is_refused(field, value):
     with pytest.raises(ValueError, match=field):
         CodeTransformer(**{**TINY, field: value})
+
+
+@pytest.mark.parametrize("field", ["image_size", "num_channels", "quantizer_position", "backbone"])
+@given(value=nonsense, backbone=st.sampled_from(list(BACKBONE_SIZES)))
+def test_nonsense_in_a_classifier_field_is_refused(field, value, backbone):
+    with pytest.raises((ValueError, StrictDataclassError), match=field):
+        VQImageClassifierConfig(**{"backbone": backbone, field: value})
+
+
+@given(data=st.data(), backbone=st.sampled_from([name for name, sizes in BACKBONE_SIZES.items() if sizes]))
+def test_sizes_of_a_backbone_that_make_no_sense_are_refused(data, backbone):
+    field = data.draw(st.sampled_from(BACKBONE_SIZES[backbone]))
+    bad = data.draw(st.one_of(st.integers(max_value=0), st.integers(2**17)))
+    value = [64, bad, 64, 64] if field in ("hidden_sizes", "depths") else bad
+    with pytest.raises((ValueError, StrictDataclassError), match=field):
+        VQImageClassifierConfig(backbone=backbone, backbone_config={field: value})
+
+
+@given(depths=st.lists(st.integers(1, 3), max_size=4), widths=st.lists(st.integers(1, 64), max_size=4))
+def test_a_resnet_has_as_many_depths_as_widths(depths, widths):
+    values = {"backbone": "resnet", "backbone_config": {"depths": depths, "hidden_sizes": widths}}
+    if depths and len(depths) == len(widths):
+        config = VQImageClassifierConfig(**values, quantizer_position="stage1")
+        assert config.quantizer_width == widths[0]
+    else:
+        with pytest.raises(ValueError, match="one entry for each stage"):
+            VQImageClassifierConfig(**values)
+
+
+@given(heads=st.integers(1, 12), width=st.integers(1, 64), patch=st.integers(1, 20), side=st.integers(1, 64))
+def test_a_vit_divides_its_image_and_its_width(heads, width, patch, side):
+    sizes = {"num_attention_heads": heads, "hidden_size": width, "patch_size": patch}
+    values = {"backbone": "vit", "backbone_config": sizes, "image_size": side}
+    if side % patch == 0 and width % heads == 0:
+        assert VQImageClassifierConfig(**values).quantizer_width == width
+    else:
+        with pytest.raises(ValueError, match=r"patch_size|num_attention_heads"):
+            VQImageClassifierConfig(**values)
 
 
 @given(field=st.sampled_from(["codebook_size", "codebook_dim", "num_codebooks"]), exponent=st.integers(9, 60))

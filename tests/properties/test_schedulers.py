@@ -103,6 +103,15 @@ def test_logits_of_another_shape_are_refused(shape):
         scheduler.step(torch.zeros(shape), scheduler.timesteps[0], torch.full((2, 6), MASK))
 
 
+@given(codes=st.integers(0, 12).filter(lambda count: not 1 <= count <= MASK), alone=st.booleans())
+def test_logits_of_more_codes_than_there_are_would_leave_masks_and_are_refused(codes, alone):
+    scheduler = AbsorbingScheduler(MASK)
+    scheduler.set_timesteps(1)
+    logits = torch.zeros(12, codes) if alone else torch.zeros(2, 6, codes)
+    with pytest.raises(ValueError, match=f"logits of {codes} codes"):
+        scheduler.step(logits, scheduler.timesteps[0], torch.full((2, 6), MASK))
+
+
 @given(timestep=st.floats().filter(lambda value: not abs(value - 1) < 1e-5 and not abs(value - 0.5) < 1e-5))
 def test_unknown_timesteps_are_refused(timestep):
     scheduler = AbsorbingScheduler(MASK)

@@ -1,4 +1,4 @@
-"""Any pixels and any codes: a reconstruction of the right shape, whole or in tiles, or an error that names the fault."""
+"""Any pixels and codes: a reconstruction of the right shape, whole or in tiles, or an error naming the fault."""
 
 import functools
 import math

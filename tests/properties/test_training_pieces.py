@@ -18,7 +18,7 @@ from hf_vq.training.losses import (
     masked_code_loss,
     soft_code_targets,
 )
-from hf_vq.training.sampler import ResumableSampler
+from hf_vq.training.sampler import MAX_SEED, ResumableSampler
 
 seeds = st.integers(0, 2**31 - 1)
 dtypes = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -117,6 +117,15 @@ def test_an_interruption_does_not_change_the_order(size, start, length, cut, see
 def test_an_empty_data_set_is_refused(size):
     with pytest.raises(ValueError, match="empty"):
         ResumableSampler(size, 0, 1, 0)
+
+
+@given(seed=st.integers(-(2**70), 2**70), epoch=st.integers(0, 10**9))
+def test_seeds_are_used_or_refused(seed, epoch):
+    if abs(seed) <= MAX_SEED:
+        assert sorted(ResumableSampler(3, 3 * epoch, 3 * epoch + 3, seed)) == [0, 1, 2]
+    else:
+        with pytest.raises(ValueError, match=f"seed={seed}"):
+            ResumableSampler(3, 0, 3, seed)
 
 
 @given(

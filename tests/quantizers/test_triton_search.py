@@ -131,6 +131,20 @@ def test_vectors_that_are_no_numbers_get_some_code(generator):
     assert_nearest(codes[finite], vectors[finite], codebook)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_scores_are_float32_whatever_torch_makes_by_default(dtype, generator):
+    vectors = torch.randn(50, 4, generator=generator).to(DEVICE)
+    codebook = torch.randn(90, 4, generator=generator).to(DEVICE)
+    expected = nearest_codes_kernel(vectors, codebook)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert search_pass(vectors, make_keys(codebook)).best.dtype == torch.float32
+        assert torch.equal(nearest_codes_kernel(vectors, codebook), expected)
+    finally:
+        torch.set_default_dtype(usual)
+
+
 def test_no_vectors_have_no_codes():
     assert nearest_codes_kernel(torch.zeros(0, 4, device=DEVICE), torch.zeros(3, 4, device=DEVICE)).shape == (0,)
 

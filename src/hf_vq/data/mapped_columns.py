@@ -17,11 +17,15 @@ class MappedColumn:
     """
 
     def __init__(self, dataset: Any, name: str) -> None:
+        self._arguments = dataset, name
         if dataset._indices is not None:
             dataset = dataset.flatten_indices()
         shape = dataset.features[name].shape
         self._chunks = [_as_array(chunk, shape) for chunk in dataset.data.column(name).chunks if len(chunk)]
         self._ends = list(accumulate(len(chunk) for chunk in self._chunks))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments  # a worker that is not forked maps the files anew
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0

@@ -104,7 +104,7 @@ class CodeTransformerTokens:
             rows, places = positions.to(device).nonzero(as_tuple=True)
             first = rows * hidden_states.shape[1] + num_view_tokens
         elif positions is not None:
-            places = positions
+            places = positions.to(device)
         elif not num_view_tokens and not self.config.causal:
             return None
         if self.config.causal:
@@ -157,7 +157,8 @@ class CodeTransformerTokens:
             return 0.0
         if class_labels is None:
             class_labels = torch.full((batch_size,), num_classes, device=sample.device)
-        if class_labels.shape != (batch_size,) or _some_out_of_range(class_labels, num_classes):
+        whole = class_labels.dtype in (torch.int32, torch.int64)
+        if not whole or class_labels.shape != (batch_size,) or _some_out_of_range(class_labels, num_classes):
             raise ValueError(
                 f"class_labels must be ({batch_size},) integers from 0 to {num_classes - 1}, or -1 for no label; got "
                 f"{class_labels.tolist()}"

@@ -316,8 +316,8 @@ class CodeTransformer(CodeTransformerTokens, CodeTransformerTraining, PushedWith
         counts = [list(tensor.shape[:1]) for tensor in given]
         if any(count != list(sample.shape[:1]) for count in counts):
             raise ValueError(
-                f"context and context_key_values must hold the views of each of the {sample.shape[0]} samples; got "
-                f"{counts[0]}"
+                f"context and context_key_values must hold the views of each sample; got {counts} for samples of shape "
+                f"{tuple(sample.shape)}"
             )
         if key_values is not None and len(key_values) != len(self.blocks):
             raise ValueError(

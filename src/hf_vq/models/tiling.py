@@ -11,6 +11,7 @@ import torch
 
 from ..quantizers.functional import as_float
 from ..quantizers.vector_quantizer import check_codes
+from ..scalars import is_whole
 from .activations import Box, FeatureMap, Workspace, at, boxes
 from .configuration_vq_tokenizer import VQTokenizerConfig
 from .out_of_core import OutOfCore
@@ -284,8 +285,7 @@ def _checked(
 def _multiples(name: str, value: int | Sequence[int], factor: int, dims: int, smallest: int = 1) -> tuple[int, ...]:
     """One number for each axis, or a ValueError."""
     sides = tuple(value) if isinstance(value, Sequence) else (value,) * dims
-    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
-    fits = whole and all(side % factor == 0 and side >= smallest for side in sides)
+    fits = all(is_whole(side) and side % factor == 0 and side >= smallest for side in sides)
     if len(sides) != dims or not fits:
         raise ValueError(
             f"{name}={value} must be one integer or {dims}, each a multiple of the downsampling factor {factor} and at "

@@ -8,6 +8,7 @@ import torch
 from diffusers import AmusedScheduler, DiffusionPipeline
 
 from ..models import CodeTransformer, VQTokenizer
+from ..scalars import is_whole
 from ..schedulers import AbsorbingScheduler
 from ..sharing import PushedWithCard
 
@@ -162,8 +163,7 @@ class CodeSamplingPipeline(PushedWithCard, DiffusionPipeline):
     def _check_sampling(
         self, num_inference_steps: int, output_type: str, output_types: Iterable[str], callback_inputs: list[str] | None
     ) -> None:
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1; got {num_inference_steps}")
+        check_count("num_inference_steps", num_inference_steps)
         if output_type not in output_types:
             raise ValueError(f"output_type={output_type!r} is unknown; choose one of {tuple(output_types)}")
         unknown = sorted(set(callback_inputs or ()) - set(self._callback_tensor_inputs))
@@ -188,6 +188,12 @@ def _padded_places(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     longest = int(counts.max())
     places = chosen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
     return places, torch.arange(longest, device=chosen.device) < counts
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises ValueError, naming the argument, unless the value is a whole number of at least 1."""
+    if not is_whole(value) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
 
 
 def check_belong_together(pairs: dict[str, tuple[Any, Any]]) -> None:

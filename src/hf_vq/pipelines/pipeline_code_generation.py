@@ -8,7 +8,14 @@ from diffusers.image_processor import VaeImageProcessor
 
 from ..models import CodeTransformer, VQTokenizer
 from ..schedulers import AbsorbingScheduler
-from .code_sampling import CodeSamplingPipeline, PredictLogits, StepCallback, check_belong_together, shared_pairs
+from .code_sampling import (
+    CodeSamplingPipeline,
+    PredictLogits,
+    StepCallback,
+    check_belong_together,
+    check_count,
+    shared_pairs,
+)
 from .conditions import check_guidance_scale, check_label_dropout, class_numbers, guided_logits, prompt_labels
 from .pipeline_output import CodeGenerationPipelineOutput
 
@@ -64,8 +71,8 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
             batch_size: number of prompts: by default one without labels and one for each label; a single label serves
                 as many as are asked for.
             num_images_per_prompt: images for each prompt, at least 1.
-            num_inference_steps: steps, at least 1; each is at most one network evaluation, over both halves of a doubled
-                batch with guidance.
+            num_inference_steps: steps, at least 1; each is at most one network evaluation, of twice the batch with
+                guidance.
             guidance_scale: 1 is the model as it is, more keeps closer to the class, 0 ignores it. Other values than 1
                 need `class_labels` and a model trained with `label_dropout`.
             temperature: divides the logits; 0 takes the likeliest codes. (Not used by other schedulers.)
@@ -123,8 +130,8 @@ class CodeGenerationPipeline(CodeSamplingPipeline):
     def _prompts(self, class_labels: Any, batch_size: int | None, num_images_per_prompt: int) -> torch.Tensor:
         """`(B,)` int64 label of each image, -1 for none."""
         for name, count in (("batch_size", batch_size), ("num_images_per_prompt", num_images_per_prompt)):
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1; got {count}")
+            if count is not None or name != "batch_size":
+                check_count(name, count)
         numbers = prompt_labels(self.transformer, class_labels, batch_size, f"batch_size={batch_size} prompts")
         labels = torch.tensor(numbers, dtype=torch.int64, device=self._execution_device)
         return labels.repeat_interleave(num_images_per_prompt)

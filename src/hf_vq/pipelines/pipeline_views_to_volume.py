@@ -9,7 +9,14 @@ from ..models import CodeTransformer, VQTokenizer
 from ..processors import BeamGeometry, CTVolumeProcessor, XrayImageProcessor
 from ..processors.geometry import grid_affine, import_nibabel, to_array_axes
 from ..schedulers import AbsorbingScheduler
-from .code_sampling import CodeSamplingPipeline, PredictLogits, StepCallback, check_belong_together, shared_pairs
+from .code_sampling import (
+    CodeSamplingPipeline,
+    PredictLogits,
+    StepCallback,
+    check_belong_together,
+    check_count,
+    shared_pairs,
+)
 from .conditions import check_guidance_scale, check_label_dropout, guided_logits, prompt_labels
 from .given_views import GivenViews, read_views
 from .pipeline_output import ViewsToVolumePipelineOutput
@@ -280,8 +287,7 @@ class ViewsToVolumePipeline(CodeSamplingPipeline):
                     f"{reason} needs the voxel size, and volume_processor.spacing is None; set it to mm along "
                     "D, H, W or choose otherwise"
                 )
-        if num_volumes_per_prompt < 1:
-            raise ValueError(f"num_volumes_per_prompt must be at least 1; got {num_volumes_per_prompt}")
+        check_count("num_volumes_per_prompt", num_volumes_per_prompt)
         check_guidance_scale(guidance_scale)
         if guidance_scale != 1 and not self.transformer.config.context_dropout:
             raise ValueError(

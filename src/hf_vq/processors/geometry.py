@@ -189,7 +189,7 @@ def import_nibabel() -> Any:
 def voxel_spacing(affine: npt.NDArray[Any]) -> Affine:
     """Returns the voxel size along each array axis, mm, shape (3,)."""
     matrix = np.asarray(affine, dtype=np.float64)[:3, :3]
-    return np.sqrt((matrix**2).sum(axis=0))
+    return np.hypot.reduce(matrix, axis=0)  # squares of what a broken header holds would overflow
 
 
 def check_affine(affine: Any, name: str) -> Affine:
@@ -259,7 +259,9 @@ def canonical_grid(affine: npt.NDArray[Any], shape: tuple[int, int, int]) -> tup
 
 def to_tensor_axes(array: npt.NDArray[Any]) -> torch.Tensor:
     """Turns a canonical (x, y, z) array into a float32 volume tensor (1, 1, D, H, W)."""
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 1, 0), dtype=np.float32))[None, None]
+    contiguous = np.ascontiguousarray(array.transpose(2, 1, 0), dtype=np.float32)
+    # numpy leaves the negative stride of a flipped axis of one voxel as it is, and torch takes none
+    return torch.from_numpy(contiguous.copy() if min(contiguous.strides) < 0 else contiguous)[None, None]
 
 
 def to_array_axes(volume: torch.Tensor) -> npt.NDArray[Any]:

@@ -133,8 +133,8 @@ class CTVolumeProcessor(PushedWithCard, BaseImageProcessor):
             The volumes in the form asked for.
 
         Raises:
-            ValueError: unknown output type, wrong shape, a geometry that does not fit, or neither geometry nor
-                `spacing` to write NIfTI with.
+            ValueError: unknown output type, wrong shape, values that are not finite where HU are wanted, a geometry
+                that does not fit, or neither geometry nor `spacing` to write NIfTI with.
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type: found {output_type!r}, expected one of {list(OUTPUT_TYPES)}; choose one")
@@ -143,6 +143,11 @@ class CTVolumeProcessor(PushedWithCard, BaseImageProcessor):
             raise ValueError(f"pixel_values: found shape {tuple(pixels.shape)}, expected (B, 1, D, H, W); add the axes")
         if output_type == "pt":
             return pixels
+        if not bool(pixels.isfinite().all()):
+            raise ValueError(
+                f"pixel_values: found {int((~pixels.isfinite()).sum())} NaN or infinite values, expected finite model "
+                "output; compute in a wider dtype"
+            )
         volumes = self._to_hu(pixels[:, 0])
         if output_type == "hu":
             return volumes.numpy()

@@ -1,4 +1,8 @@
-"""Flags that live on an accelerator and that the host must know, read without making it wait for the device."""
+"""Flags that live on an accelerator and that the host must know, read without making it wait for the device.
+
+torch counts what is written into a tensor, but not the buffers that `DistributedDataParallel` broadcasts before a
+forward. They bring what is there already, as long as every process loads, freezes and trains the same.
+"""
 
 import torch
 

@@ -207,7 +207,7 @@ def search_pass(
     exact = row_list is not None
     launch = launch_shape(vectors.shape[1], exact)
     row_blocks, shares, codes_per_share = _division(num_rows, num_codes, launch, vectors.device)
-    best = torch.full((shares, num_rows), -torch.inf, device=vectors.device)
+    best = torch.full((shares, num_rows), -torch.inf, dtype=torch.float32, device=vectors.device)
     second, codes = torch.full_like(best, -torch.inf), torch.zeros_like(best, dtype=torch.int32)
     row_norms, row_errors = torch.zeros_like(best[0]), torch.zeros_like(best[0])
     nothing = torch.zeros(1, dtype=torch.int64, device=vectors.device)

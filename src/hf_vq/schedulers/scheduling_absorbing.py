@@ -325,10 +325,12 @@ def _first(priorities: torch.Tensor, masked: torch.Tensor, count: torch.Tensor) 
 
 def _uniform(shape: torch.Size, generator: Generator, device: torch.device) -> torch.Tensor:
     """Uniform float64 draws in [0, 1), one generator for all rows or one for each."""
-    if isinstance(generator, Sequence):
+    if isinstance(generator, list | tuple):
         if len(generator) != shape[0]:
             raise ValueError(f"got {len(generator)} generators for {shape[0]} samples; give one, or one per sample")
         return torch.cat([_uniform(torch.Size((1, *shape[1:])), each, device) for each in generator])
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator must be a torch.Generator, a list of one per sample, or None; got {generator!r}")
     source = generator.device if generator is not None else device
     return torch.rand(shape, generator=generator, dtype=torch.float64, device=source).to(device)
 
