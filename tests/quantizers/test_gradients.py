@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_vq import VectorQuantizer
-from hf_vq.quantizers.functional import rotation
+from hf_vq.quantizers.functional import codebook_loss, commitment_loss, quantization_losses, rotation
 
 K, C = 16, 6
 NU, COMMITMENT, CODEBOOK = 0.7, 0.3, 0.9
@@ -166,3 +166,21 @@ def test_which_unused_codes_a_gradient_moves(parameterization):
     assert unused.any()
     moved = (quantizer.effective_codebook.detach() - before)[unused].abs().sum(1)
     assert bool((moved == 0).all() if parameterization == "plain" else (moved > 0).all())
+
+
+@pytest.mark.parametrize("rows", [0, 7])
+def test_losses_at_the_price_of_one_are_the_two_losses(rows, generator):
+    """Values and gradients, each loss with a weight of its own."""
+    found = []
+    for losses in (quantization_losses, lambda *pair: (commitment_loss(*pair), codebook_loss(*pair))):
+        generator.manual_seed(0)
+        pair = [torch.randn(rows, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
+        commitment, codebook = losses(*pair)
+        found.append([commitment, codebook, *torch.autograd.grad(0.3 * commitment + 2 * codebook, pair)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_loss_of_what_is_not_a_number_is_none():
+    vectors = torch.tensor([[1.0, torch.nan]])
+    assert all(loss.isnan() for loss in quantization_losses(vectors, torch.zeros(1, 2)))

@@ -1,7 +1,10 @@
 """Stateless arithmetic of vector quantisation: search, gradient estimators, losses, usage figures."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from .search import nearest_codes as nearest_codes
 
@@ -48,11 +51,66 @@ def rotation(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight: float 
 
 
 def _value_with_gradient_of(quantized: torch.Tensor, carrier: torch.Tensor, sync_weight: float) -> torch.Tensor:
-    # z_q + (c - sg(c)) instead of c + sg(z_q - c): the same gradient, and the value is z_q to the last bit.
-    output = quantized.detach() + (carrier - carrier.detach())
-    if sync_weight:
-        output = output + sync_weight * (quantized - quantized.detach())
-    return output
+    return _GradientCarried.apply(quantized, carrier, sync_weight)
+
+
+class _GradientCarried(torch.autograd.Function):
+    """The quantised value to the last bit, with no arithmetic on it: the gradient goes to `carrier` and, weighted, to
+    the codes. As sums and differences it would cost five passes over memory."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(quantized: torch.Tensor, carrier: torch.Tensor, sync_weight: float) -> torch.Tensor:
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.sync_weight = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None]:
+        return ctx.sync_weight * gradient if ctx.sync_weight else None, gradient, None
+
+
+def quantization_losses(vectors: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`commitment_loss` and `codebook_loss` at the price of one: their values are equal, their gradients are not.
+
+    Args:
+        vectors: encoder outputs z, any shape.
+        quantized: chosen effective codes z_q, same shape.
+
+    Returns:
+        Two scalars.
+    """
+    return _QuantizationLosses.apply(vectors, quantized)
+
+
+class _QuantizationLosses(torch.autograd.Function):
+    """Keeps its inputs only, which are kept anyway, and computes their difference anew in backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(vectors: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        value = torch.linalg.vector_norm(vectors - quantized).square() / max(vectors.numel(), 1)
+        return value, value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        vectors, quantized = ctx.saved_tensors
+        difference = (vectors - quantized) * (2 / max(vectors.numel(), 1))
+        of_vectors, of_quantized = ctx.needs_input_grad
+        commitment, codebook = gradients
+        return (
+            commitment * difference if of_vectors else None,
+            -codebook * difference if of_quantized else None,
+        )
 
 
 def commitment_loss(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:

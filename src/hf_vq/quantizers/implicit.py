@@ -54,7 +54,8 @@ class ImplicitCodebookQuantizer(nn.Module, abc.ABC):
                 factor = joined_mean_factor(len(codes), counts.sum())
             quantized = self._look_up(codes).to(bounded.dtype)
             loss, commitment = self._losses(bounded, quantized, factor)
-            output = straight_through(bounded, quantized)
+            # Where there is no loss to show it, what is not a number must stay visible in the output.
+            output = straight_through(bounded, torch.where(bounded.isnan(), bounded.detach(), quantized))
         return VectorQuantizerOutput(
             quantized=unflatten_vectors(output, shape, self.config.channel_last).to(features.dtype),
             codes=codes.view(shape),

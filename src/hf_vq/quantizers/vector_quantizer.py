@@ -17,10 +17,10 @@ from .functional import (
     active_fraction,
     as_float,
     codebook_loss,
-    commitment_loss,
     count_codes,
     nearest_codes,
     perplexity,
+    quantization_losses,
     rotation,
     straight_through,
 )
@@ -131,8 +131,8 @@ class VectorQuantizer(nn.Module):
             vectors, shape = self._flatten(features)
             look_ups = self._look_up(vectors, learn=self.training)
             counts, factor = self._count(look_ups)
-            commitment = factor * _mean([commitment_loss(part.vectors, part.quantized) for part in look_ups])
-            codebook = factor * _mean([codebook_loss(part.vectors, part.quantized) for part in look_ups])
+            losses = [quantization_losses(part.vectors, part.quantized) for part in look_ups]
+            commitment, codebook = (factor * _mean(list(parts)) for parts in zip(*losses, strict=True))
             output = self._estimate(vectors, look_ups)
         return VectorQuantizerOutput(
             quantized=self._unflatten(output, shape).to(features.dtype),
