@@ -10,9 +10,10 @@ the folder of another checkout of this repository, whose scripts, configs and pa
 
 Figures are medians over the steps: samples per second, and the parts of a step: data, forward (with the loss),
 backward, optimizer, averaged weights, other (clipping, checks, logs). Validation and checkpoints are not in them. The
-ratio to the first variant is the median over the turns, with its range. `share` compares a step with the limit of the
-machine, measured in the same turns: floating-point operations of the step over what a product of two square matrices
-reaches in the same precision. `--check` ends with exit status 2 where a share is below its limit in SHARES, or where
+ratio to the first variant is the median over the turns, with its range. A second table adds up the steps that the
+configs plan. `share` compares a step with the limit of the machine, measured in the same turns: floating-point
+operations of the step over what a product of two square matrices reaches in the same precision. `--check` ends with
+exit status 2 where a share is below its limit in SHARES, or where
 this checkout is slower than the baseline.
 """
 
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -192,9 +194,11 @@ def work(args: argparse.Namespace, flags: Sequence[str]) -> None:
     os.dup2(2, 1)  # what the training prints goes to the log
     command = [*training_command(args.source, args, args.worker), *ENDLESS, *LOGGING, *flags]
 
+    planned = yaml.safe_load(Path(command[command.index("--config") + 1]).read_text("utf-8"))["max_train_steps"]
+
     def turn(steps: list[dict[str, float]]) -> None:
         precision = command[len(command) - 1 - command[::-1].index("--mixed_precision") + 1]
-        facts = {"rate": matrix_rate(precision), "flops": watch.flops, "precision": precision}
+        facts = {"rate": matrix_rate(precision), "flops": watch.flops, "precision": precision, "planned": planned}
         out.write(json.dumps({"steps": steps, "batch": batch_size(command), **facts}) + "\n")
         out.flush()
         if not sys.stdin.readline():
@@ -307,6 +311,7 @@ def row_of(training: str, worker: Worker, first: Worker) -> dict[str, Any]:
         "training": training,
         "variant": worker.name,
         "precision": worker.turns[0]["precision"],
+        "planned_steps": worker.turns[0]["planned"],
         "samples_per_second": worker.turns[0]["batch"] / seconds,
         "step": seconds,
         **parts,
@@ -334,6 +339,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def totals(rows: Sequence[dict[str, Any]]) -> str:
+    """One line for each variant: all steps that the configs plan, of all trainings that were measured."""
+    seconds: dict[str, float] = {}
+    for row in rows:
+        seconds[row["variant"]] = seconds.get(row["variant"], 0.0) + row["planned_steps"] * row["step"]
+    first = next(iter(seconds.values()))
+    lines = [[name, f"{total:.0f}", f"{first / total:.2f}"] for name, total in seconds.items()]
+    return markdown_table(["all steps of the trainings", "seconds", "times as fast"], lines)
+
+
 def failures(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What `--check` finds."""
     found = []
@@ -354,7 +369,8 @@ def save(folder: Path, rows: Sequence[dict[str, Any]], args: argparse.Namespace)
         **{"turns": args.turns, "chunk": args.chunk, "flags": args.flags},
     }
     versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
-    text = f"{table(rows)}\n\n{settings['hardware']}; {versions}; medians of {args.turns} x {args.chunk} steps.\n"
+    made_on = f"{settings['hardware']}; {versions}; medians of {args.turns} x {args.chunk} steps."
+    text = f"{table(rows)}\n\n{totals(rows)}\n\n{made_on}\n"
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (
         ("training.json", json.dumps({"settings": settings, "rows": rows}, indent=2)),

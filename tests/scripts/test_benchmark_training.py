@@ -64,6 +64,19 @@ def test_check_finds_low_shares_and_lost_speed(script):
     assert "0.50 times as fast" in script.failures([row(script, ratio=0.5)])[0]
 
 
+def test_total_is_that_of_all_planned_steps(script):
+    rows = [
+        row(script, variant=name, step=step, planned_steps=steps)
+        for name, factor in (("baseline", 3.0), (script.OURS, 1.0))
+        for step, steps in ((factor * 0.1, 100), (factor * 0.5, 20))
+    ]
+    lines = [line.split("|")[1:-1] for line in script.totals(rows).splitlines()[2:]]
+    assert [[cell.strip() for cell in line] for line in lines] == [
+        ["baseline", "60", "1.00"],
+        [script.OURS, "20", "3.00"],
+    ]
+
+
 def test_turns_below_one_are_refused(tmp_path):
     result = run_script("benchmark_training.py", "--root", tmp_path, "--turns", 0, "--output_dir", tmp_path / "out")
     assert result.returncode == 2
