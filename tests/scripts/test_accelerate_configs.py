@@ -10,7 +10,6 @@ from hf_vq.models.code_transformer_block import CodeTransformerBlock
 
 FOLDER = Path(__file__).resolve().parents[2] / "scripts" / "configs" / "accelerate"
 EXPECTED = {
-    "cpu-2": ("MULTI_CPU", 1, 2),
     "single-gpu-bf16": ("NO", 1, 1),
     "multi-gpu": ("MULTI_GPU", 1, 4),
     "multi-node": ("MULTI_GPU", 2, 8),

@@ -1,6 +1,7 @@
 """What every training script does around its loop: Accelerate, optimizer, averaged weights, checkpoints, figures."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -60,6 +61,8 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}")
     accelerator = Accelerator(
+        # torchrun tells of its processes but not that they have no accelerator; each would believe to be the only one.
+        cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available(),
         mixed_precision=args.mixed_precision,
         # The batches of a step are fetched together, so the end of the data loader comes before that of the last step.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -103,7 +106,7 @@ class TrainingRun(RunState):
     ) -> None:
         self.accelerator, self.args, self.step, self._companion = accelerator, args, 0, companion
         self.output_dir = Path(args.output_dir)
-        self._lock, self._samples_seen, self._saved_step = ExitStack(), 0, 0
+        self._lock, self._samples_seen, self._saved_step, self._resumed_step = ExitStack(), 0, 0, 0
         self._rows = self._rows_after_step = 0  # of the log; those of a validation come after it
         self._interruption = Interruption(announce=accelerator.is_main_process)
         decided_by_main(accelerator, self._occupy_folder)
@@ -317,7 +320,7 @@ class TrainingRun(RunState):
     @property
     def validation_missed(self) -> bool:
         """True right after a resume from a checkpoint that was written before the validation of its step."""
-        return 0 < self.step == self._saved_step and self.validation_due
+        return 0 < self.step == self._resumed_step and self.validation_due
 
     @property
     def finished(self) -> bool:

@@ -66,6 +66,7 @@ class RunState:
     _rows_after_step: int
     _samples_seen: int
     _saved_step: int
+    _resumed_step: int
     _states: dict[str, Stateful]
     _watch: StepWatch
 
@@ -162,7 +163,9 @@ class RunState:
         for name, state in load_states(path).items():
             self._states[name].load_state_dict(state)
         self.ema.to(accelerator.device)  # states are loaded onto the CPU
-        self.step = self._saved_step = info["step"]
+        self.step = self._resumed_step = info["step"]
+        # A checkpoint that lies elsewhere is none that this folder could be resumed from.
+        self._saved_step = self.step if path.resolve().parent == self.output_dir.resolve() else 0
         self._samples_seen = info["samples_seen"]
         self.record.restore(info["record"])
         if accelerator.is_main_process:
@@ -210,11 +213,12 @@ class RunState:
         if is_whole and self.step > self._saved_step:
             self.save_checkpoint()
         kept = checkpoint_path(self.output_dir, self._saved_step).name
+        nothing = "No checkpoint had been written yet" if self.step else "No step had been made yet"
         self.end()
         raise BadStep(
             f"the {what} became {values[0] if values else 'NaN or infinite'} at step {self.step + 1}, in the batch of "
             f"{list_names(names)}; look at these data or lower --learning_rate. "
-            + (f"{kept} was kept: --resume_from_checkpoint {kept}" if self._saved_step else "No step had been made yet")
+            + (f"{kept} was kept: --resume_from_checkpoint {kept}" if self._saved_step else nothing)
         )
 
     def _leave(self, number: int) -> None:
