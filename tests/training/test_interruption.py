@@ -17,6 +17,14 @@ from hf_vq.training import interruption
 FOLDER = Path(interruption.__file__).parent
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Signals as in a terminal: whoever starts the tests in the background has had SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def send(number, step):
     """Sends a signal to this process when a run is at this step."""
     return lambda run: os.kill(os.getpid(), number) if run.step == step else None

@@ -56,10 +56,10 @@ class CodeTransformerBlock(nn.Module):
         if queries is not None and queries.shape == (1, 0):
             return hidden_states[:, :0], own
         if queries is not None and queries.ndim == 2:
-            hidden_states = hidden_states.take_along_dim(queries[:, :, None], dim=1)
-            query = query.take_along_dim(queries[:, None, :, None], dim=2)
+            hidden_states = _taken(hidden_states, queries, 1)
+            query = _taken(query, queries, 2)
             if attended is not None and attended.shape[2] > 1:
-                attended = attended.take_along_dim(queries[:, None, :, None], dim=2)
+                attended = _taken(attended, queries, 2)
         if prefix is not None:
             key, value = torch.cat((prefix[0], key), dim=2), torch.cat((prefix[1], value), dim=2)
         dropout = self.dropout if self.training else 0.0
@@ -78,3 +78,12 @@ class CodeTransformerBlock(nn.Module):
 
     def _split_heads(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _taken(tensor: torch.Tensor, tokens: torch.Tensor, dim: int) -> torch.Tensor:
+    """Some tokens along one axis of `(B, ..., tokens, channels)`: the same of all rows for `(1, Q)`, else `(B, Q)`."""
+    if tokens.shape[0] == 1:  # a gather that is broadcast would fix the batch size in an exported graph
+        return tensor.index_select(dim, tokens[0])
+    shape = [1] * tensor.ndim
+    shape[0], shape[dim] = tokens.shape
+    return tensor.take_along_dim(tokens.view(shape), dim=dim)

@@ -313,11 +313,11 @@ class CodeTransformer(CodeTransformerTokens, CodeTransformerTraining, PushedWith
         self, sample: torch.Tensor, context: torch.Tensor | None, key_values: list[KeyValue] | None
     ) -> None:
         given = [context] if context is not None else [tensor for pair in key_values or () for tensor in pair]
-        counts = [list(tensor.shape[:1]) for tensor in given]
-        if any(count != list(sample.shape[:1]) for count in counts):
+        # Number by number: comparing lists of them would fix the batch size in an exported graph.
+        if any(tensor.ndim == 0 or tensor.shape[0] != sample.shape[0] for tensor in given):
             raise ValueError(
-                f"context and context_key_values must hold the views of each sample; got {counts} for samples of shape "
-                f"{tuple(sample.shape)}"
+                "context and context_key_values must hold the views of each sample; got "
+                f"{[list(tensor.shape[:1]) for tensor in given]} for samples of shape {tuple(sample.shape)}"
             )
         if key_values is not None and len(key_values) != len(self.blocks):
             raise ValueError(
