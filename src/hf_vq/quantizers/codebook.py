@@ -145,6 +145,7 @@ class Codebook(nn.Module):
         self.frozen.fill_(True)
         self.requires_grad_(False)
 
+    @torch.compiler.disable  # compiled graphs write to buffers without counting it, which the known flags rely on
     @torch.no_grad()
     def prepare(self, vectors: torch.Tensor, batch: torch.Tensor | None = None) -> None:
         """What must happen to the codes before a training batch is quantised.
@@ -177,6 +178,7 @@ class Codebook(nn.Module):
         elif self.config.replace_after is not None and self._replacement_is_due:
             self._replace_unused(vectors, self.config.replace_after)
 
+    @torch.compiler.disable  # compiled graphs write to buffers without counting it, which the known flags rely on
     @torch.no_grad()
     def record(self, counts: torch.Tensor, vectors: torch.Tensor, codes: torch.Tensor) -> None:
         """Takes note of a training batch, or of the next part of it.
