@@ -51,7 +51,11 @@ def rotation(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight: float 
 
 
 def _value_with_gradient_of(quantized: torch.Tensor, carrier: torch.Tensor, sync_weight: float) -> torch.Tensor:
-    return _GradientCarried.apply(quantized, carrier, sync_weight)
+    if not torch.compiler.is_compiling():
+        return _GradientCarried.apply(quantized, carrier, sync_weight)
+    # A compiled graph gives a function that returns its input wrong gradients, and fuses these sums anyway.
+    output = quantized.detach() + (carrier - carrier.detach())
+    return output + sync_weight * (quantized - quantized.detach()) if sync_weight else output
 
 
 class _GradientCarried(torch.autograd.Function):
