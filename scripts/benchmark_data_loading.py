@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from hf_vq import CTVolumeProcessor, __version__
 from hf_vq.data import PairedDataset
+from hf_vq.evaluation.report_text import processor_name
 from hf_vq.files import atomic_file
 from hf_vq.training.arguments import run
 
@@ -116,15 +117,8 @@ def measure_folder(folder: Path, work: Path, args: argparse.Namespace) -> Iterat
 
 def machine() -> str:
     """Hardware and versions, for the line below the table."""
-    names = [line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
     versions = f"hf_vq {__version__}, torch {torch.__version__}, nibabel {nibabel.__version__}"
-    return f"{len(os.sched_getaffinity(0))} cores of {processor}; {versions}, Python {platform.python_version()}"
-
-
-def _cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return f"{len(os.sched_getaffinity(0))} cores of {processor_name()}; {versions}, Python {platform.python_version()}"
 
 
 def main() -> None:

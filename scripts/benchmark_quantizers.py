@@ -26,10 +26,8 @@ package at some size, or, with 64 channels and more, its forward slower than 1.3
 """
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import re
 import resource
 import signal
@@ -52,7 +50,7 @@ from tqdm.auto import tqdm
 
 import hf_vq
 from hf_vq import VectorQuantizer
-from hf_vq.files import atomic_file
+from hf_vq.evaluation.report_text import processor_name, save_report, versions_text
 from hf_vq.quantizers import nearest_codes
 from hf_vq.training.arguments import run
 
@@ -336,10 +334,8 @@ def run_all(args: argparse.Namespace) -> list[Result]:
 
 def describe_machine(args: argparse.Namespace) -> dict[str, Any]:
     """Hardware, versions and settings that the figures belong to."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*: (.*)", info)
-    name = f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores"
-    hardware = name if args.device == "cpu" else torch.cuda.get_device_name(args.device)
+    own = f"{processor_name()}, {os.cpu_count()} cores"
+    hardware = own if args.device == "cpu" else torch.cuda.get_device_name(args.device)
     installed = {package.name.lower().replace("_", "-"): package.version for package in distributions()}
     return {
         "hardware": hardware,
@@ -361,10 +357,10 @@ def cells(result: Result | None, product: Result | None) -> list[str]:
 
 def markdown(machine: dict[str, Any], results: Sequence[Result]) -> str:
     """The report: what it was measured on, then one table for each size."""
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     lines = [
-        f"{machine['hardware']} ({machine['capability']}), {machine['threads']} threads; {versions}; "
-        f"{machine['date']}. Medians of {machine['repeats']} runs; MiB: memory that a run takes in addition."
+        f"{machine['hardware']} ({machine['capability']}), {machine['threads']} threads; "
+        f"{versions_text(machine['versions'])}; {machine['date']}. "
+        f"Medians of {machine['repeats']} runs; MiB: memory that a run takes in addition."
     ]
     found = {(result.job.size, result.job.task, result.job.competitor): result for result in results}
     tasks = [task for task in TASKS if any(result.job.task == task for result in results)]
@@ -456,12 +452,8 @@ def main() -> None:
     report = markdown(machine, results)
     print(report)
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         rows = [{**asdict(result), "job": result.job._asdict(), "median": result.median} for result in results]
-        text = json.dumps({"machine": machine, "results": rows}, indent=2)
-        for name, content in ((args.output, text), (args.output.with_suffix(".md"), report + "\n")):
-            with atomic_file(name) as path:
-                path.write_text(content, encoding="utf-8")
+        save_report(args.output, {"machine": machine, "results": rows}, report + "\n")
     broken = broken_limits(results) if args.check else []
     for line in broken:
         print(f"slower than the limit: {line}", file=sys.stderr)

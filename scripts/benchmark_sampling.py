@@ -46,11 +46,10 @@ from hf_vq import AbsorbingScheduler, ViewsToVolumePipeline
 from hf_vq.data import PairedDataset
 from hf_vq.evaluation.metrics import DEFAULT_NEAREST_K, DEFAULT_WINDOW, prdc, psnr_3d, ssim_3d
 from hf_vq.evaluation.report import summarize
-from hf_vq.evaluation.report_text import markdown_table
+from hf_vq.evaluation.report_text import markdown_table, save_report, versions_text
 from hf_vq.evaluation.sampling_cost import cost_cases, machine, report_costs
 from hf_vq.evaluation.tokenizer import VolumeTokenizer
 from hf_vq.evaluation.volumes import GridVolume, onto_grid, read_volume
-from hf_vq.files import atomic_file
 from hf_vq.schedulers.checks import SAMPLINGS, SCHEDULES
 from hf_vq.training.arguments import run
 
@@ -310,14 +309,13 @@ def difference_table(rows: Sequence[Row], reference: Row, settings: Mapping[str,
 
 def markdown(settings: Mapping[str, Any], rows: Sequence[Row], reference: str) -> str:
     """The report."""
-    versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
     low, high = settings["window"]
     parts = [
         f"Pipeline `{settings['pipeline']}`, data `{settings['data']}` ({settings['split']}), "
         f"{settings['num_subjects']} subjects, {settings['num_samples']} samples of each, seed {settings['seed']}; "
         f"window [{low:g}, {high:g}] HU; nearest_k = {settings['nearest_k']}; {settings['features']}; "
         f"{settings['hardware']}, {settings['threads']} threads, {settings['batch_size']} subjects at a time; "
-        f"{versions}. Cells: mean ± standard error over subjects.",
+        f"{versions_text(settings['versions'])}. Cells: mean ± standard error over subjects.",
         main_table(rows, settings),
     ]
     found = [row for row in rows if f"{row['sampler']}:{row['steps']}" == reference]
@@ -330,10 +328,8 @@ def markdown(settings: Mapping[str, Any], rows: Sequence[Row], reference: str) -
 def save(folder: Path, settings: Mapping[str, Any], rows: list[Row], reference: str) -> None:
     """Writes both files, sorted by sampler and steps."""
     rows = sorted(rows, key=lambda row: (label(row), row["steps"]))
-    with atomic_file(folder / "sampling.json") as path:
-        path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2, allow_nan=False), encoding="utf-8")
-    with atomic_file(folder / "sampling.md") as path:
-        path.write_text(markdown(settings, rows, reference), encoding="utf-8")
+    report = {"settings": settings, "rows": rows}
+    save_report(folder / "sampling.json", report, markdown(settings, rows, reference))
 
 
 def wanted_rows(args: argparse.Namespace) -> list[Row]:

@@ -17,10 +17,8 @@ as Markdown beside it.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import re
 import tempfile
 import threading
@@ -39,7 +37,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from hf_vq import CTVolumeProcessor, VQTokenizer, VQTokenizerConfig
-from hf_vq.files import atomic_file
+from hf_vq.evaluation.report_text import processor_name, save_report
 from hf_vq.processors.scans import read_scan
 from hf_vq.training.arguments import run
 
@@ -197,10 +195,8 @@ def compare(result: Result, folder: Path) -> None:
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
     """What the figures were measured with."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    model = re.search(r"model name\s*: (.*)", info)
     return {
-        "hardware": f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores",
+        "hardware": f"{processor_name()}, {os.cpu_count()} cores",
         "threads": args.threads,
         "date": datetime.now(timezone.utc).date().isoformat(),
         "torch": torch.__version__,
@@ -280,11 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = markdown(machine, results)
     print(table)
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        report = {"machine": machine, "results": [asdict(result) for result in results]}
-        for path, text in ((args.output, json.dumps(report, indent=2)), (args.output.with_suffix(".md"), table)):
-            with atomic_file(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        save_report(args.output, {"machine": machine, "results": [asdict(result) for result in results]}, table)
 
 
 if __name__ == "__main__":

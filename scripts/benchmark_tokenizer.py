@@ -17,7 +17,6 @@ below the limits in SHARES.
 """
 
 import argparse
-import json
 import multiprocessing
 import resource
 import statistics
@@ -34,8 +33,7 @@ from benchmark_training import CHANNELS_LAST, OperationCount, clock, matrix_rate
 from torch import nn
 
 from hf_vq import VQTokenizer, VQTokenizerConfig
-from hf_vq.evaluation.report_text import markdown_table
-from hf_vq.files import atomic_file
+from hf_vq.evaluation.report_text import markdown_table, save_report, versions_text
 from hf_vq.training.arguments import run
 from hf_vq.training.record import describe_hardware, package_versions
 
@@ -218,16 +216,11 @@ def save(folder: Path, rows: Sequence[dict[str, Any]], args: argparse.Namespace)
         **{"hardware": describe_hardware(device), "config": args.config.name, "batch_size": args.batch_size},
         **{"repeats": args.repeats, "versions": {**package_versions(), "monai": peer_version()}},
     }
-    versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
     text = (
-        f"{table(rows)}\n\n{settings['hardware']}; {versions}; {settings['config']}, batches of {args.batch_size}, "
-        f"medians of {args.repeats} runs.\n"
+        f"{table(rows)}\n\n{settings['hardware']}; {versions_text(settings['versions'])}; {settings['config']}, "
+        f"batches of {args.batch_size}, medians of {args.repeats} runs.\n"
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    report = json.dumps({"settings": settings, "rows": rows}, indent=2)
-    for name, content in (("tokenizer.json", report), ("tokenizer.md", text)):
-        with atomic_file(folder / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+    save_report(folder / "tokenizer.json", {"settings": settings, "rows": rows}, text)
     return text
 
 

@@ -36,8 +36,7 @@ from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from hf_vq.evaluation.report_text import markdown_table
-from hf_vq.files import atomic_file
+from hf_vq.evaluation.report_text import markdown_table, save_report, versions_text
 from hf_vq.training.arguments import run
 from hf_vq.training.record import describe_hardware, package_versions
 from hf_vq.training.run import TrainingRun
@@ -212,8 +211,6 @@ def work(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 def batch_size(command: Sequence[str]) -> int:
     """Samples in a step of a training."""
-    import yaml
-
     values = yaml.safe_load(Path(command[command.index("--config") + 1]).read_text(encoding="utf-8"))
     flags = dict(zip(command[1::2], command[2::2], strict=False))
     sizes = [flags.get(f"--{name}", values.get(name, usual)) for name, usual in BATCH]
@@ -241,11 +238,8 @@ class Worker:
         self.name, self.turns = name, list[dict[str, Any]]()
         self._log = folder / f"{training}-{name.replace(' ', '-')}.log"
         own = ["--worker", training, "--source", str(source), "--root", str(args.root), "--chunk", str(args.chunk)]
-        own += [
-            "--configs",
-            args.configs,
-            *(["--mixed_precision", args.mixed_precision] if args.mixed_precision else []),
-        ]
+        own += ["--configs", args.configs]
+        own += ["--mixed_precision", args.mixed_precision] if args.mixed_precision else []
         command = [sys.executable, str(HERE / "benchmark_training.py"), *own, "--", *flags]
         path = os.pathsep.join([str(source / "src"), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path}
@@ -368,16 +362,9 @@ def save(folder: Path, rows: Sequence[dict[str, Any]], args: argparse.Namespace)
         **{"hardware": describe_hardware(device), "versions": package_versions(), "configs": args.configs},
         **{"turns": args.turns, "chunk": args.chunk, "flags": args.flags},
     }
-    versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
-    made_on = f"{settings['hardware']}; {versions}; medians of {args.turns} x {args.chunk} steps."
-    text = f"{table(rows)}\n\n{totals(rows)}\n\n{made_on}\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        ("training.json", json.dumps({"settings": settings, "rows": rows}, indent=2)),
-        ("training.md", text),
-    ):
-        with atomic_file(folder / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+    made_on = f"{settings['hardware']}; {versions_text(settings['versions'])}; "
+    text = f"{table(rows)}\n\n{totals(rows)}\n\n{made_on}medians of {args.turns} x {args.chunk} steps.\n"
+    save_report(folder / "training.json", {"settings": settings, "rows": rows}, text)
     return text
 
 
@@ -402,9 +389,9 @@ def main() -> None:
     if args.worker:
         work(args, args.flags)
         return
-    for name in ("turns", "chunk"):
-        if getattr(args, name) < (1 if name == "turns" else 2):
-            raise ValueError(f"--{name}: found {getattr(args, name)}, expected at least {1 if name == 'turns' else 2}")
+    for name, least in (("turns", 1), ("chunk", 2)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name}: found {getattr(args, name)}, expected at least {least}")
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for training in args.trainings for row in measure(args, training, Path(folder))]
     print(save(args.output_dir, rows, args))

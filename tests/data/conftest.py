@@ -1,8 +1,15 @@
+"""A phantom scan for several tests; makes the modules beside the tests importable."""
+
+import sys
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pytest
 
 from hf_vq.processors.geometry import grid_affine
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
-import importlib.util
 import sys
-from pathlib import Path
 
+import dicom_phantom as phantom
 import nibabel
 import numpy as np
 import pytest
@@ -10,10 +9,6 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import MPEG2MPML, JPEGLosslessSV1, RLELossless, generate_uid
 
 from hf_vq.data.dicom import anonymous_name, find_series, read_series
-
-SPEC = importlib.util.spec_from_file_location("dicom_phantom", Path(__file__).with_name("dicom_phantom.py"))
-phantom = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(phantom)
 
 SMALL = {"shape": (24, 20, 6), "spacing": (3.5, 3.4, 10.0)}
 

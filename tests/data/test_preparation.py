@@ -1,6 +1,4 @@
-import importlib.util
-from pathlib import Path
-
+import dicom_phantom as phantom
 import nibabel
 import numpy as np
 import pytest
@@ -14,10 +12,6 @@ from hf_vq.data.patient_splits import assign_splits, check_splits, read_patient_
 from hf_vq.data.preparation import PreparationConfig, load_source, prepare_volume, write_prepared
 from hf_vq.data.scan_search import by_patient, find_scans, rename_patients
 from hf_vq.processors.geometry import grid_affine
-
-SPEC = importlib.util.spec_from_file_location("dicom_phantom", Path(__file__).with_name("dicom_phantom.py"))
-phantom = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(phantom)
 
 SMALL = {"shape": (24, 20, 6), "spacing": (3.5, 3.4, 10.0)}
 OFFSET = np.array([20.0, 10.0, 5.0])

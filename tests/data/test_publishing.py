@@ -1,11 +1,11 @@
 """What is written to be published: the same data again, in Parquet files that stream, and a card that tells no lies."""
 
-import importlib.util
 import json
 import shutil
 import tracemalloc
 from pathlib import Path
 
+import cohort_phantom as phantom
 import nibabel
 import numpy as np
 import pyarrow.parquet
@@ -19,10 +19,6 @@ from PIL.PngImagePlugin import PngInfo
 from hf_vq.data import PairedDataset, describe_data
 from hf_vq.data.publishing import batches, write_publication
 from hf_vq.training.codes import CodeRows, load_codes
-
-SPEC = importlib.util.spec_from_file_location("cohort_phantom", Path(__file__).with_name("cohort_phantom.py"))
-phantom = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(phantom)
 
 NAME = "somebody/cohort"
 

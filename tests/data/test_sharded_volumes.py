@@ -1,11 +1,11 @@
 """Sharded volumes give what the folder gives, to the bit, from files that are mapped into memory."""
 
-import importlib.util
 import pickle
 import runpy
 import sys
 from pathlib import Path
 
+import cohort_phantom as phantom
 import nibabel
 import numpy as np
 import pytest
@@ -18,9 +18,6 @@ from hf_vq.data import PairedDataset, describe_data
 from hf_vq.data.mapped_columns import MappedColumn
 from hf_vq.data.sharded_volumes import grey_pixels
 
-SPEC = importlib.util.spec_from_file_location("cohort_phantom", Path(__file__).with_name("cohort_phantom.py"))
-phantom = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(phantom)
 SCRIPT = Path(__file__).parents[2] / "scripts" / "shard_volumes.py"
 
 

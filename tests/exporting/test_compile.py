@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 import torch
+from tiny_exports import TRANSFORMER, untrained_transformer
 
-from hf_vq import CodeTransformer, VQTokenizer, VQTokenizerConfig
+from hf_vq import VQTokenizer, VQTokenizerConfig
 
 
 def slow(*values):
@@ -35,15 +36,6 @@ ARCHITECTURES = {
         "output_activation": None,
         "latent_kernel_size": 3,
     },
-}
-TRANSFORMER = {
-    "num_codes": 11,
-    "code_grid": (2, 3, 4),
-    "context_dim": 5,
-    "context_grid": (4, 6),
-    "hidden_size": 16,
-    "num_layers": 2,
-    "num_heads": 2,
 }
 CASES = [
     ("axial", "full"),
@@ -82,13 +74,8 @@ def pixels(model, batch_size=2):
 
 
 def make_transformer(position_embedding, context_attention, **fields):
-    torch.manual_seed(0)
-    model = CodeTransformer(
-        **{**TRANSFORMER, "position_embedding": position_embedding, "context_attention": context_attention, **fields}
-    )
-    for parameter in model.parameters():  # away from zero-initialised tables
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return model.eval()
+    chosen = {"position_embedding": position_embedding, "context_attention": context_attention, **fields}
+    return untrained_transformer(**{**TRANSFORMER, **chosen}).eval()
 
 
 def transformer_inputs(batch_size=2):

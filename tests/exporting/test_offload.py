@@ -6,10 +6,10 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
+from tiny_exports import OF_PIPELINES, TOKENIZER, untrained_transformer
 
 from hf_vq import (
     AbsorbingScheduler,
-    CodeTransformer,
     CTVolumeProcessor,
     ViewsToVolumePipeline,
     VQTokenizer,
@@ -18,16 +18,6 @@ from hf_vq import (
 )
 from hf_vq.quantizers import VectorQuantizer
 
-TOKENIZER = {"base_channels": 8, "channel_multipliers": [1], "stem_stride": 4, "num_res_blocks": 1}
-TRANSFORMER = {
-    "num_codes": 11,
-    "code_grid": (2, 3, 4),
-    "context_dim": 4,
-    "context_grid": (4, 4),
-    "hidden_size": 16,
-    "num_layers": 2,
-    "num_heads": 2,
-}
 QUANTIZERS = {
     "affine": {"codebook_size": 11, "codebook_dim": 4},
     "running": {"codebook_size": 11, "codebook_dim": 4, "parameterization": "affine_running"},
@@ -46,13 +36,8 @@ def make_tokenizer(spatial_dims=2, quantizer="affine"):
 
 
 def make_transformer(position_embedding="axial", context_attention="full", **fields):
-    torch.manual_seed(0)
-    model = CodeTransformer(
-        position_embedding=position_embedding, context_attention=context_attention, **{**TRANSFORMER, **fields}
-    )
-    for parameter in model.parameters():  # away from zero-initialised tables
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return model.eval()
+    chosen = {"position_embedding": position_embedding, "context_attention": context_attention, **fields}
+    return untrained_transformer(**{**OF_PIPELINES, **chosen}).eval()
 
 
 def make_pipeline(context_attention="full"):

@@ -6,6 +6,7 @@ import onnx
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from tiny_exports import OF_PIPELINES, TOKENIZER, untrained_transformer
 
 from hf_vq import (
     AbsorbingScheduler,
@@ -21,16 +22,6 @@ from hf_vq.exporting import OPSET, check_onnx, export_onnx, run_onnx
 from hf_vq.exporting.parity import TOLERANCE, OutputParity, near_ties
 from hf_vq.quantizers import FiniteScalarQuantizer, VectorQuantizer
 
-TOKENIZER = {"base_channels": 8, "channel_multipliers": [1], "stem_stride": 4, "num_res_blocks": 1}
-TRANSFORMER = {
-    "num_codes": 11,
-    "code_grid": (2, 3, 4),
-    "context_dim": 4,
-    "context_grid": (4, 4),
-    "hidden_size": 16,
-    "num_layers": 2,
-    "num_heads": 2,
-}
 ONE_LEVEL = {"layers_per_block": 1, "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
 QUANTIZERS = {
     "affine": {"codebook_size": 11, "codebook_dim": 4},
@@ -57,11 +48,7 @@ def make_tokenizer(spatial_dims=2, quantizer="affine", **fields):
 
 
 def make_transformer(**fields):
-    torch.manual_seed(0)
-    model = CodeTransformer(**{**TRANSFORMER, **fields})
-    for parameter in model.parameters():  # away from zero-initialised tables
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return model.eval()
+    return untrained_transformer(**{**OF_PIPELINES, **fields}).eval()
 
 
 def assert_agree(model, folder, **arguments):

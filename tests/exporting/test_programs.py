@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from tiny_exports import TRANSFORMER, untrained_transformer
 
-from hf_vq import CodeTransformer, VQForImageClassification, VQImageClassifierConfig, VQTokenizer, VQTokenizerConfig
+from hf_vq import VQForImageClassification, VQImageClassifierConfig, VQTokenizer, VQTokenizerConfig
 from hf_vq.exporting import export_programs
 from hf_vq.exporting.graphs import model_graphs
 from hf_vq.exporting.parity import run_graph
@@ -26,15 +27,6 @@ TOKENIZERS = {
     "finite scalar": {"spatial_dims": 3, "quantizer": {"quantizer_type": "finite_scalar", "levels": [4, 3, 3]}},
     "lookup-free": {"spatial_dims": 2, "quantizer": {"quantizer_type": "lookup_free", "codebook_dim": 5}},
 }
-TRANSFORMER = {
-    "num_codes": 11,
-    "code_grid": (2, 3, 4),
-    "context_dim": 5,
-    "context_grid": (4, 6),
-    "hidden_size": 16,
-    "num_layers": 2,
-    "num_heads": 2,
-}
 TRANSFORMERS = {
     "full": {"position_embedding": "axial_rotary", "context_dropout": 0.1},
     "learned": {"position_embedding": "learned"},
@@ -54,11 +46,7 @@ def make_tokenizer(name):
 
 
 def make_transformer(name):
-    torch.manual_seed(0)
-    model = CodeTransformer(**{**TRANSFORMER, **TRANSFORMERS[name]})
-    for parameter in model.parameters():  # away from zero-initialised tables
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return model
+    return untrained_transformer(**{**TRANSFORMER, **TRANSFORMERS[name]})
 
 
 def assert_programs_agree(model, batch_size, **fields):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ import hf_vq
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import card_models
 from loopback_hub import LoopbackHub
 from tiny_models import KINDS, save
 
@@ -113,3 +115,32 @@ def api(hub: LoopbackHub) -> Iterator[HfApi]:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder of each kind of model and pipeline; see `tiny_models`."""
     return {kind: save(kind, tmp_path_factory.mktemp(kind) / "saved") for kind in KINDS}
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models of every kind of `card_models` without any record; tests write to copies."""
+    root = tmp_path_factory.mktemp("plain")
+    return {kind: card_models.save_model(kind, root / kind) for kind in card_models.KINDS}
+
+
+@pytest.fixture(scope="session")
+def trained(plain: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same with the record of a training and, beside them, the metrics of an evaluation."""
+    root = tmp_path_factory.mktemp("someone")
+    data = card_models.write_cohort_record(root / "cohort")
+    part = shutil.copytree(plain["volume_tokenizer"], root / "one" / "volume_tokenizer")
+    inner = card_models.write_training(part, data)
+    folders = {}
+    for kind, folder in plain.items():
+        folders[kind] = shutil.copytree(folder, root / kind / "model")
+        names = {"views_to_volume": ("volume_tokenizer", "view_tokenizer"), "code_generation": ("tokenizer",)}
+        parts = {"tokenizers": dict.fromkeys(names[kind], inner)} if kind in names else {}
+        card_models.write_training(folders[kind], data, **parts)
+        if kind == "classifier":
+            card_models.write_test_figures(root / kind)
+        elif kind in ("image_tokenizer", "code_generation"):
+            card_models.write_image_metrics(root / kind, data)
+        else:
+            card_models.write_volume_metrics(root / kind, data)
+    return folders

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_tokenizers import AUTHORS, QUANTIZER, SMALL
 from torch import nn
 
 from hf_vq import VQTokenizer, VQTokenizerConfig
@@ -17,14 +18,6 @@ from hf_vq.models import activations
 from hf_vq.models.activations import Moments, boxes
 from hf_vq.models.tiling import shares, spans
 
-QUANTIZER = {"codebook_size": 16, "codebook_dim": 4}
-SMALL = {
-    "base_channels": 8,
-    "channel_multipliers": [1, 2],
-    "num_res_blocks": 1,
-    "num_norm_groups": 4,
-    "quantizer": QUANTIZER,
-}
 CASES = {
     "2d": {"spatial_dims": 2},
     "3d": {"spatial_dims": 3},
@@ -38,16 +31,7 @@ CASES = {
         "resampling": "nearest",
         "channel_multipliers": [2, 1, 3],
     },
-    "3d, as the ICCV 2023 authors": {
-        "spatial_dims": 3,
-        "stem_stride": 1,
-        "mid_attention": True,
-        "num_norm_groups": None,
-        "encoder_block_type": "depthwise",
-        "resampling": "nearest",
-        "output_activation": None,
-        "latent_kernel_size": 3,
-    },
+    "3d, as the ICCV 2023 authors": {"spatial_dims": 3, **AUTHORS},
 }
 GRID = (3, 5, 2)
 

@@ -6,29 +6,13 @@ import math
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from tiny_tokenizers import AUTHORS, SMALL
 from transformers import AutoConfig, AutoModel, BertConfig
 
 from hf_vq import VQTokenizer, VQTokenizerConfig
 from hf_vq.models import load_tokenizer
 from hf_vq.models.vq_tokenizer_blocks import depth_to_space
 
-QUANTIZER = {"codebook_size": 16, "codebook_dim": 4}
-SMALL = {
-    "base_channels": 8,
-    "channel_multipliers": [1, 2],
-    "num_res_blocks": 1,
-    "num_norm_groups": 4,
-    "quantizer": QUANTIZER,
-}
-AUTHORS = {
-    "stem_stride": 1,
-    "mid_attention": True,
-    "num_norm_groups": None,
-    "encoder_block_type": "depthwise",
-    "resampling": "nearest",
-    "output_activation": None,
-    "latent_kernel_size": 3,
-}
 CASES = {
     "2d": ({"spatial_dims": 2, **SMALL}, (2, 1, 16, 24), (4, 6)),
     "3d": ({"spatial_dims": 3, **SMALL}, (2, 1, 8, 12, 16), (2, 3, 4)),

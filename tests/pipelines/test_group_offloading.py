@@ -1,14 +1,9 @@
 """Weights of which diffusers' group offloading brings a part at a time, from the disk, which needs no accelerator."""
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading
-
-PIPELINE = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("test_views_to_volume.py"))))
+from tiny_views_to_volume import generator, make, views
 
 
 def take_away(model, kind, folder):
@@ -24,12 +19,12 @@ def take_away(model, kind, folder):
 @pytest.mark.parametrize("context_attention", ["full", "prefix"])
 @pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
 def test_volumes_are_the_same_with_weights_on_the_disk(kind, context_attention, tmp_path):
-    pipe = PIPELINE.make(context_attention)
-    arguments = {"views": PIPELINE.views(), "num_inference_steps": 3, "output_type": "pt"}
-    expected = pipe(**arguments, generator=PIPELINE.generator()).volumes
+    pipe = make(context_attention)
+    arguments = {"views": views(), "num_inference_steps": 3, "output_type": "pt"}
+    expected = pipe(**arguments, generator=generator()).volumes
     take_away(pipe.transformer, kind, tmp_path / "transformer")
     if kind == "leaf_level":  # the only kind that reaches methods other than forward, which tokenizers are used by
         take_away(pipe.view_tokenizer, kind, tmp_path / "view_tokenizer")
         take_away(pipe.volume_tokenizer, kind, tmp_path / "volume_tokenizer")
     assert bool(pipe.transformer.head.weight.isnan().all())
-    assert torch.equal(pipe(**arguments, generator=PIPELINE.generator()).volumes, expected)
+    assert torch.equal(pipe(**arguments, generator=generator()).volumes, expected)

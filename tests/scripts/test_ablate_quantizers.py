@@ -1,6 +1,5 @@
 """`scripts/ablate_quantizers.py` on tiny images: pairing, stages, resuming, and its one-line errors."""
 
-import importlib.util
 import math
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from script_calls import load
 
 from hf_vq.evaluation.ablation import append_run, read_runs
 from hf_vq.evaluation.ablation_arms import ARMS
@@ -22,10 +22,7 @@ COUNTS = {"train": 60, "t10k": 12}
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("ablate_quantizers", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPT)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """`scripts/benchmark_sampling.py` with a small untrained pipeline: its figures, what it keeps, its errors."""
 
-import importlib.util
 import itertools
 import json
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from script_calls import load
 
 from hf_vq import (
     AbsorbingScheduler,
@@ -28,10 +28,7 @@ SUBJECTS, SIDE = 5, 12
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("benchmark_sampling", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPT)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """`scripts/benchmark_training.py` and `scripts/benchmark_tokenizer.py`: what they count, check and refuse."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from script_calls import load
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 MODEL = {
@@ -19,10 +19,7 @@ MODEL = {
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("benchmark_training", SCRIPTS / "benchmark_training.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPTS / "benchmark_training.py")
 
 
 def run_script(name, *flags):

@@ -2,12 +2,13 @@
 
 import json
 import runpy
-import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from script_calls import call
 from transformers import AutoImageProcessor, AutoModel
 
 from hf_vq import CodeTransformer, CTVolumeProcessor, ViewsToVolumePipeline, VQTokenizer, XrayImageProcessor
@@ -17,22 +18,13 @@ ROOT = Path(__file__).parents[2]
 LAYOUT = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "models" / "x2ct_layout.py")))
 AUTOENCODER = {"nf": 4, "ch_mult": (1, 2), "res_blocks": 1, "attention": (1,), "emb": 6, "seed": 1}
 VIEW_SHAPE = (6, 6)
-
-
-def call(*flags):
-    """Runs the script in this process, as the command line would."""
-    script = ROOT / "scripts" / "convert_x2ct_vqvae.py"
-    argv, sys.argv = sys.argv, [str(script), *map(str, flags)]
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    finally:
-        sys.argv = argv
+convert = partial(call, "convert_x2ct_vqvae.py")
 
 
 def fails(capsys, *flags):
     """The one line that the script ends with."""
     with pytest.raises(SystemExit) as exit_info:
-        call(*flags)
+        convert(*flags)
     assert exit_info.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     return line
@@ -59,7 +51,7 @@ def checkpoints(states, tmp_path_factory):
 def converted(checkpoints, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted") / "all"
     flags = [f"--{name}_checkpoint={checkpoints / f'{name}.th'}" for name in ("volume", "view", "sampler")]
-    call(*flags, "--output_dir", folder, "--view_names", "lateral", "frontal", "--spacing", 2, 3, 4)
+    convert(*flags, "--output_dir", folder, "--view_names", "lateral", "frontal", "--spacing", 2, 3, 4)
     return folder
 
 
@@ -117,14 +109,14 @@ def test_report_accounts_for_every_key(converted, checkpoints):
 
 
 def test_each_checkpoint_converts_alone(checkpoints, tmp_path, capsys):
-    call("--sampler_checkpoint", checkpoints / "sampler.th", "--output_dir", tmp_path / "one")
+    convert("--sampler_checkpoint", checkpoints / "sampler.th", "--output_dir", tmp_path / "one")
     assert {path.name for path in (tmp_path / "one").iterdir()} == {"transformer", "conversion.json"}
     assert CodeTransformer.from_pretrained(tmp_path / "one" / "transformer").config.num_layers == 2
     assert "scale each volume by its own minimum and maximum" in capsys.readouterr().out
     flags = ["--volume_checkpoint", checkpoints / "volume.th", "--output_dir", tmp_path / "two", "--overwrite"]
-    call(*flags)
+    convert(*flags)
     assert CTVolumeProcessor.from_pretrained(tmp_path / "two" / "volume-tokenizer").size == [16, 16, 16]
-    call(*flags, "--code_grid", 2, 4, 6)
+    convert(*flags, "--code_grid", 2, 4, 6)
     assert CTVolumeProcessor.from_pretrained(tmp_path / "two" / "volume-tokenizer").size == [4, 8, 12]
 
 
@@ -137,5 +129,5 @@ def test_bad_requests_end_with_one_line_and_write_nothing(checkpoints, states, t
     line = fails(capsys, "--volume_checkpoint", tmp_path / "more.th", *output)
     assert "Unknown keys: ['perceptual.weight']; missing keys: []" in line
     assert not (tmp_path / "output").exists()
-    call("--volume_checkpoint", tmp_path / "more.th", *output, "--unused", "perceptual.")
+    convert("--volume_checkpoint", tmp_path / "more.th", *output, "--unused", "perceptual.")
     assert (tmp_path / "output" / "volume-tokenizer" / "model.safetensors").is_file()

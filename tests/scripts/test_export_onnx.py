@@ -1,23 +1,14 @@
 """Exporting saved models from the command line."""
 
-import runpy
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
+from script_calls import call
 
 from hf_vq import AbsorbingScheduler, CodeGenerationPipeline, CodeTransformer, VQTokenizer, VQTokenizerConfig
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "export_onnx.py"
-
-
-def call(*flags):
-    argv, sys.argv = sys.argv, [str(SCRIPT), *map(str, flags)]
-    try:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    finally:
-        sys.argv = argv
+export = partial(call, "export_onnx.py")
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +27,14 @@ def pipeline(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_pipeline_and_its_parts_are_exported(pipeline, tmp_path, capsys):
-    call("--model", pipeline, "--output_dir", tmp_path / "all")
+    export("--model", pipeline, "--output_dir", tmp_path / "all")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("3 files, opset 20")
     assert "tokenizer/encoder.onnx codes: 0 of 12 differ, 0 of them near ties" in lines
     assert sum("largest difference" in line for line in lines) == 4
-    call("--model", pipeline / "tokenizer", "--size", 16, 8, "--output_dir", tmp_path / "tokenizer", "--opset", 18)
+    export("--model", pipeline / "tokenizer", "--size", 16, 8, "--output_dir", tmp_path / "tokenizer", "--opset", 18)
     assert "encoder.onnx codes: 0 of 24 differ, 0 of them near ties" in capsys.readouterr().out
-    call("--model", pipeline / "transformer", "--output_dir", tmp_path / "transformer", "--batch_size", 1)
+    export("--model", pipeline / "transformer", "--output_dir", tmp_path / "transformer", "--batch_size", 1)
     assert (tmp_path / "transformer" / "transformer.onnx").is_file()
 
 
@@ -61,7 +52,7 @@ def test_a_pipeline_and_its_parts_are_exported(pipeline, tmp_path, capsys):
 def test_bad_input_is_one_line(pipeline, tmp_path, capsys, flags, words):
     given = [str(flag).replace("PIPELINE", str(pipeline)) for flag in flags]
     with pytest.raises(SystemExit, match="2"):
-        call(*given, "--output_dir", tmp_path / "onnx")
+        export(*given, "--output_dir", tmp_path / "onnx")
     error = capsys.readouterr().err.splitlines()[-1]  # diffusers shows its progress above
     assert error.startswith("export_onnx.py: error: ")
     assert words in error

@@ -1,7 +1,6 @@
 """Who the patients are reaches no output and no message of the preparation, wherever in a file it stands."""
 
 import gzip
-import importlib.util
 import io
 import os
 import re
@@ -20,6 +19,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
+from script_calls import load
 
 from hf_vq.data.dicom import _GEOMETRY_TAGS
 
@@ -32,14 +32,6 @@ VALUES = {
     **{"PN": f"{TEXT}^JANE", "DA": DATE, "TM": TIME, "DT": DATE + TIME, "UI": UID, "AS": "071Y"},
 }
 NEEDED = {*_GEOMETRY_TAGS, "SpecificCharacterSet", "PhotometricInterpretation", "PatientID"}
-
-
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 phantom = load(ROOT / "tests" / "data" / "dicom_phantom.py")
 

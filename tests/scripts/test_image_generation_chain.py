@@ -2,10 +2,7 @@
 
 import csv
 import json
-import runpy
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +10,12 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
 from PIL import Image
 from safetensors.torch import load_file
+from script_calls import call, fails
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
 from hf_vq import CodeGenerationPipeline, VQTokenizer
 from hf_vq.data import ImageDataset, make_image_processor
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 SHORT = ["--max_train_steps", "4", "--logging_steps", "2", "--validation_steps", "2", "--checkpointing_steps", "2"]
 TOKENIZER = [
     *("--data_type", "images", "--processor.size", "16", "--model.spatial_dims", "2", "--model.base_channels", "8"),
@@ -29,25 +26,6 @@ TRANSFORMER = [
     *("--model.hidden_size", "16", "--model.num_layers", "1", "--model.num_heads", "2", "--num_inference_steps", "2"),
 ]
 NAMES = ["shirt", "bag", "boot"]
-
-
-def call(script, *flags):
-    """Runs a script in this process, as the command line would."""
-    argv, sys.argv = sys.argv, [str(SCRIPTS / script), *map(str, flags)]
-    try:
-        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
-    finally:
-        sys.argv = argv
-
-
-def fails(capsys, script, *flags):
-    """The one line that a script ends with; asserts exit status 2 and that there is no stack trace."""
-    with pytest.raises(SystemExit) as exit_info:
-        call(script, *flags)
-    assert exit_info.value.code == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    return error.strip().splitlines()[-1]
 
 
 def write_idx(path, array):

@@ -7,33 +7,21 @@ this shows.
 import csv
 import json
 import math
-import runpy
-import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from datasets import load_from_disk
 from PIL import Image
+from script_calls import SCRIPTS, call
 
 from hf_vq import ViewsToVolumePipeline, VQTokenizer
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 SIDE, SPACING, VIEW_SIDE = 128, 2.5, 256
 COUNTS = {"train": 2, "validation": 2, "test": 1}
 ONE_STEP = ["--max_train_steps", "1", "--train_batch_size", "1", "--dataloader_num_workers", "0"]
 FROM_THE_START = ["--discriminator.start_step", "0"]
 pytestmark = pytest.mark.slow
-
-
-def call(script, *flags):
-    """Runs a script in this process, as the command line would."""
-    argv, sys.argv = sys.argv, [str(SCRIPTS / script), *map(str, flags)]
-    try:
-        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
-    finally:
-        sys.argv = argv
 
 
 def config(name):

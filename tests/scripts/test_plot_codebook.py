@@ -1,29 +1,20 @@
 """The picture of a codebook, from saved models on small data."""
 
-import runpy
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
+from script_calls import call
 
 from hf_vq import VQForImageClassification, VQImageClassifierConfig, VQTokenizer, VQTokenizerConfig
 from hf_vq.data import make_image_processor
 from hf_vq.evaluation.codebook_plot import principal_axes, save_codebook_plot
 from hf_vq.quantizers import VectorQuantizer
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "plot_codebook.py"
-
-
-def call(*flags):
-    argv, sys.argv = sys.argv, [str(SCRIPT), *map(str, flags)]
-    try:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    finally:
-        sys.argv = argv
+plot = partial(call, "plot_codebook.py")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +40,7 @@ def test_the_codebooks_of_a_tokenizer_are_drawn(structure, data, tmp_path, capsy
     quantizer["num_codebooks"] = 1 if structure == "single" else 2
     config = VQTokenizerConfig(spatial_dims=2, base_channels=8, quantizer=quantizer)
     model = save(VQTokenizer(config), make_image_processor(16, 1), tmp_path / "model")
-    call("--model", model, "--data", data, "--num_samples", 10, "--output", tmp_path / "codebook.png")
+    plot("--model", model, "--data", data, "--num_samples", 10, "--output", tmp_path / "codebook.png")
     with PILImage.open(tmp_path / "codebook.png") as picture:
         height = picture.height
         assert picture.width > 1000
@@ -61,7 +52,7 @@ def test_the_codebook_of_a_classifier_is_drawn(data, tmp_path):
     fields = {"backbone": "vit", "image_size": 16, "num_channels": 1, "backbone_config": {"patch_size": 8}}
     config = VQImageClassifierConfig(**fields, quantizer={"codebook_size": 8})
     model = save(VQForImageClassification(config), make_image_processor(16, 1), tmp_path / "model")
-    call("--model", model, "--data", data, "--output", tmp_path / "codebook.png")
+    plot("--model", model, "--data", data, "--output", tmp_path / "codebook.png")
     assert (tmp_path / "codebook.png").stat().st_size > 0
 
 
@@ -71,7 +62,7 @@ def test_a_quantizer_without_codebook_is_refused(data, tmp_path, capsys):
     )
     model = save(VQTokenizer(config), make_image_processor(16, 1), tmp_path / "model")
     with pytest.raises(SystemExit):
-        call("--model", model, "--data", data, "--output", tmp_path / "codebook.png")
+        plot("--model", model, "--data", data, "--output", tmp_path / "codebook.png")
     assert "FiniteScalarQuantizer, which has no codebook" in capsys.readouterr().err
     assert not (tmp_path / "codebook.png").exists()
 

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from script_calls import load
 
 from hf_vq import CTVolumeProcessor, XrayImageProcessor
 from hf_vq.data import BeamGeometry, PairedDataset
@@ -18,10 +18,7 @@ SETTINGS = ["--size", "8", "--image_size", "12", "--field_of_view", "64"]
 
 @pytest.fixture(scope="session")
 def script():
-    spec = importlib.util.spec_from_file_location("prepare_cohort", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPT)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,4 @@
 import csv
-import importlib.util
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from script_calls import load
 
 from hf_vq import CTVolumeProcessor, XrayImageProcessor
 from hf_vq.data import PairedDataset
@@ -21,14 +21,6 @@ SCRIPT = ROOT / "scripts" / "prepare_scans.py"
 SETTINGS = ["--size", "8", "10", "12", "--spacing", "8", "--image_size", "16", "20"]
 SMALL = {"shape": (24, 20, 6), "spacing": (3.5, 3.4, 10.0)}
 NUM_NIFTI = 6
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 phantom = load(ROOT / "tests" / "data" / "dicom_phantom.py")
 

@@ -1,6 +1,5 @@
 """The stages of `scripts/quickstart.py`: that they fit the other scripts, their order, skipping and invalidation."""
 
-import importlib.util
 import json
 import re
 import runpy
@@ -9,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from script_calls import load
 
 from hf_vq.training.arguments import run
 
@@ -18,10 +18,7 @@ NAMES = ("one", "two", "three")
 
 @pytest.fixture(scope="module")
 def quickstart():
-    spec = importlib.util.spec_from_file_location("quickstart", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPT)
 
 
 @pytest.fixture

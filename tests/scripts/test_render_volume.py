@@ -1,6 +1,5 @@
 """`scripts/render_volume.py`: the files it writes, several volumes side by side, and what it refuses."""
 
-import importlib.util
 import runpy
 import sys
 from pathlib import Path
@@ -9,16 +8,14 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from script_calls import load
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "render_volume.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("render_volume", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPT)
 
 
 def write_scan(path: Path, shape=(12, 10, 8), spacing=(4.0, 5.0, 6.0)) -> Path:

@@ -1,13 +1,9 @@
 """The training script of the image classifiers, on a tiny data set with MNIST-format files."""
 
 import json
-import os
-import runpy
 import shutil
 import struct
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,12 +12,13 @@ import yaml
 from datasets import Dataset, DatasetDict
 from PIL import Image
 from safetensors.torch import load_file
+from script_calls import SCRIPTS, call, run_in_two_processes
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from hf_vq import VQImageClassifierConfig
 from hf_vq.data import ImageDataset
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+train = partial(call, "train_classifier.py")
 NAMES = ["dark", "middling", "bright"]
 SHORT = ["--max_train_steps", "6", "--logging_steps", "2", "--validation_steps", "3", "--checkpointing_steps", "3"]
 NETWORK = [
@@ -40,15 +37,6 @@ KINDS = {
         *("--model.image_size", "24"),
     ],
 }
-
-
-def call(*flags):
-    """Runs the script in this process, as the command line would."""
-    argv, sys.argv = sys.argv, [str(SCRIPTS / "train_classifier.py"), *map(str, flags)]
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    finally:
-        sys.argv = argv
 
 
 def write_images(folder):
@@ -72,7 +60,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "classifier"
-    call("--data", data, "--output_dir", folder, *FLAGS)
+    train("--data", data, "--output_dir", folder, *FLAGS)
     return folder
 
 
@@ -104,7 +92,7 @@ def test_metrics_are_those_of_the_saved_model_on_the_test_split(trained, data):
 
 def test_a_bounded_evaluation_sees_so_many_images_and_tells_the_accuracy(data, tmp_path, capsys):
     flags = ["--data", data, "--output_dir", tmp_path / "run", *FLAGS, "--max_train_steps", "1"]
-    call(*flags, "--max_eval_samples", "5")
+    train(*flags, "--max_eval_samples", "5")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["test_samples"] == 5
     assert metrics["test"]["accuracy"] in [hits / 5 for hits in range(6)]
@@ -129,7 +117,7 @@ def write_image_set(folder, broken_test=False, **columns):
 def test_the_model_is_saved_before_the_test_images_are_read(tmp_path, capsys):
     data = write_image_set(tmp_path / "data", broken_test=True, label=[number % 3 for number in range(20)])
     with pytest.raises(SystemExit):
-        call("--data", data, "--output_dir", tmp_path / "run", *FLAGS, "--max_train_steps", "1")
+        train("--data", data, "--output_dir", tmp_path / "run", *FLAGS, "--max_train_steps", "1")
     assert "found no readable image in row 0" in capsys.readouterr().err
     AutoModelForImageClassification.from_pretrained(tmp_path / "run")
     modes = {path.stat().st_mode for path in (tmp_path / "run").glob("*.*") if path.is_file()}
@@ -139,7 +127,7 @@ def test_the_model_is_saved_before_the_test_images_are_read(tmp_path, capsys):
 def test_a_classifier_needs_labels(tmp_path, capsys):
     data = write_image_set(tmp_path / "data")
     with pytest.raises(SystemExit):
-        call("--data", data, "--output_dir", tmp_path / "run", *SHORT, *NETWORK)
+        train("--data", data, "--output_dir", tmp_path / "run", *SHORT, *NETWORK)
     assert "found no column of labels in every split" in capsys.readouterr().err
 
 
@@ -159,9 +147,9 @@ def test_training_and_validation_figures_are_logged(trained):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_training_equals_an_uninterrupted_one(data, tmp_path, kind, capsys):
     flags = ["--data", data, *FLAGS, *KINDS[kind]]
-    call(*flags, "--output_dir", tmp_path / "whole")
+    train(*flags, "--output_dir", tmp_path / "whole")
     shutil.copytree(tmp_path / "whole" / "checkpoint-0000003", tmp_path / "resumed" / "checkpoint-0000003")
-    call(*flags, "--output_dir", tmp_path / "resumed", "--resume_from_checkpoint", "latest")
+    train(*flags, "--output_dir", tmp_path / "resumed", "--resume_from_checkpoint", "latest")
     assert "resumed from checkpoint-0000003 (step 3)\n" in capsys.readouterr().out
     expected, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     for name, value in expected.items():
@@ -171,11 +159,8 @@ def test_a_resumed_training_equals_an_uninterrupted_one(data, tmp_path, kind, ca
 
 
 def test_two_processes_train_and_evaluate_together(data, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     flags = ["--data", data, "--output_dir", tmp_path / "run", *FLAGS, "--train_batch_size", "4"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [*launcher, SCRIPTS / "train_classifier.py", *flags]
-    subprocess.run([str(part) for part in command], check=True, timeout=200, env=environment)
+    run_in_two_processes("train_classifier.py", *flags)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["steps"] == 6
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
@@ -183,7 +168,7 @@ def test_two_processes_train_and_evaluate_together(data, tmp_path):
 
 
 def test_a_network_without_quantisation_is_trained_too(data, tmp_path):
-    call("--data", data, "--output_dir", tmp_path / "run", *COMMON, "--model.quantizer", "null")
+    train("--data", data, "--output_dir", tmp_path / "run", *COMMON, "--model.quantizer", "null")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(metrics["test"]) == {"accuracy", "cross_entropy"}
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "run").quantizer is None
@@ -200,7 +185,7 @@ def test_a_network_without_quantisation_is_trained_too(data, tmp_path):
 )
 def test_bad_input_is_one_line_and_leaves_nothing(data, tmp_path, capsys, flags, words):
     with pytest.raises(SystemExit) as exit_info:
-        call("--data", data, "--output_dir", tmp_path / "out", *FLAGS, *flags)
+        train("--data", data, "--output_dir", tmp_path / "out", *FLAGS, *flags)
     assert exit_info.value.code == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error

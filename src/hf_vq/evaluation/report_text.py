@@ -1,10 +1,14 @@
-"""A report as text: Markdown tables with what the numbers depend on, and a CSV file of every subject's scores."""
+"""Reports as text: Markdown tables with what the numbers depend on, a CSV file of every subject's scores, and files."""
 
 import csv
 import io
+import json
+import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ..files import atomic_file
 from .metrics import FEWEST_FOR_DISTRIBUTIONS
 from .report import METRIC_LABELS, ROW_MEAN_VOLUME, ROW_SHUFFLED, row_of
 
@@ -73,6 +77,37 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "| " + " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]) + " |"
     return "\n".join([line(header), rule, *(line(row) for row in rows)])
+
+
+def save_report(path: str | Path, figures: Any, text: str) -> None:
+    """Write the figures of a report as JSON and its text beside them as Markdown, each file whole or not at all.
+
+    Args:
+        path: of the JSON file; the Markdown has the same name with the suffix `.md`. Parents are made, existing files
+            are replaced.
+        figures: what JSON can hold.
+        text: Markdown that ends with a newline.
+
+    Raises:
+        ValueError: if a figure is NaN or infinite; nothing is written then.
+    """
+    contents = {Path(path): json.dumps(figures, indent=2, allow_nan=False), Path(path).with_suffix(".md"): text}
+    for file, content in contents.items():
+        with atomic_file(file) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+
+
+def processor_name() -> str:
+    """As Linux names the processor, or else as Python does."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions_text(versions: Mapping[str, str]) -> str:
+    """Names and versions of packages in one line, as the head of a report has them."""
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
 def _first_control(settings: Mapping[str, Any]) -> str:
