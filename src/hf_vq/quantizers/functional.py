@@ -23,7 +23,7 @@ def straight_through(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight
         quantized: chosen effective codes z_q, same shape.
         sync_weight: nu of the paper, 0 (plain straight-through) or more.
     """
-    return _value_with_gradient_of(quantized, vectors, sync_weight)
+    return _GradientCarried.apply(quantized, vectors, sync_weight)
 
 
 def rotation(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight: float = 0.0) -> torch.Tensor:
@@ -47,15 +47,7 @@ def rotation(vectors: torch.Tensor, quantized: torch.Tensor, sync_weight: float 
     reflected = (vectors * bisector).sum(dim=1, keepdim=True) * bisector
     turned = (vectors * unit).sum(dim=1, keepdim=True) * target
     rotated = torch.where(norm > MIN_NORM, scale * (vectors - 2 * reflected + 2 * turned), vectors)
-    return _value_with_gradient_of(quantized, rotated, sync_weight)
-
-
-def _value_with_gradient_of(quantized: torch.Tensor, carrier: torch.Tensor, sync_weight: float) -> torch.Tensor:
-    if not torch.compiler.is_compiling():
-        return _GradientCarried.apply(quantized, carrier, sync_weight)
-    # A compiled graph gives a function that returns its input wrong gradients, and fuses these sums anyway.
-    output = quantized.detach() + (carrier - carrier.detach())
-    return output + sync_weight * (quantized - quantized.detach()) if sync_weight else output
+    return _GradientCarried.apply(quantized, rotated, sync_weight)
 
 
 class _GradientCarried(torch.autograd.Function):
@@ -66,7 +58,8 @@ class _GradientCarried(torch.autograd.Function):
 
     @staticmethod
     def forward(quantized: torch.Tensor, carrier: torch.Tensor, sync_weight: float) -> torch.Tensor:
-        return quantized.view_as(quantized)
+        # Compiled training gets wrong gradients from a view of an input: it loses this function's backward.
+        return quantized.clone() if torch.compiler.is_compiling() else quantized.view_as(quantized)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
