@@ -5,6 +5,7 @@ import random
 import shutil
 
 import pytest
+from tiny_training import make_run, train
 
 from hf_vq.training.checkpoints import (
     CHECKPOINT_INFO,
@@ -84,6 +85,32 @@ def test_the_last_few_are_kept_and_later_ones_of_another_attempt_left_alone(tmp_
     remove_older(checkpoint_path(tmp_path, 8), limit=1)
     assert steps(tmp_path) == [8]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_an_old_one_that_cannot_be_removed_is_named_and_the_others_go(tmp_path, capsys):
+    for step in (2, 4, 6, 8):
+        write(tmp_path, step)
+    (partial_path(checkpoint_path(tmp_path, 2)) / "in the way").mkdir(parents=True)
+    checkpoint_path(tmp_path, 4).rename(tmp_path / "elsewhere")
+    checkpoint_path(tmp_path, 4).symlink_to(tmp_path / "elsewhere")
+    remove_older(checkpoint_path(tmp_path, 8), limit=1)
+    assert steps(tmp_path) == [2, 8]
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"warning: {tmp_path / 'checkpoint-0000002'} could not be removed (")
+    assert "not empty" in first
+    assert second.startswith(f"warning: {tmp_path / '.checkpoint-0000004.partial'} could not be removed (")
+    assert "symbolic link" in second
+
+
+def test_a_training_whose_old_checkpoint_cannot_be_removed_goes_on(tmp_path, capsys):
+    def get_in_the_way(run):
+        (partial_path(checkpoint_path(tmp_path, 2)) / "in the way").mkdir(parents=True, exist_ok=True)
+
+    train(make_run(tmp_path, checkpoints_total_limit=1), after_step=get_in_the_way)
+    assert steps(tmp_path) == [2, 6]
+    error = capsys.readouterr().err
+    assert error.count(f"warning: {tmp_path / 'checkpoint-0000002'} could not be removed (") == 2
+    assert "could not be written" not in error
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced_whole(tmp_path):

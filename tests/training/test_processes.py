@@ -1,8 +1,18 @@
 """Two processes with half of each batch, and one with the batch in parts, train what one trains with the whole."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from process_cases import FSDP, Case, in_two_processes, train_all
+
+import hf_vq
+from hf_vq.training.checkpoints import list_checkpoints, read_info
 
 AFFINE = {"parameterization": "affine", "init": "random", "replace_after": 3, "sync_weight": 0.5}
 PLAIN = {"parameterization": "plain", "init": "kmeans", "replace_after": None, "sync_weight": 0.0}
@@ -34,6 +44,50 @@ PARTS = {
     "grouped": Case({**AFFINE, "structure": "grouped", "num_codebooks": 2}, parts=2),
     "transformer": Case(parts=2),
 }
+
+
+SAVING = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from tiny_training import make_run
+from hf_vq.training.checkpoints import checkpoint_path, partial_path
+
+folder, reasons = Path(sys.argv[2]), {}
+run = make_run(folder)
+assert run.accelerator.num_processes == 2
+for name in sys.argv[3:]:
+    if run.accelerator.is_main_process:
+        (partial_path(checkpoint_path(folder, 0)) / name / "in the way").mkdir(parents=True)
+    run.accelerator.wait_for_everyone()
+    try:
+        run.save_checkpoint()
+    except OSError as error:
+        reasons[name] = str(error)
+run.save_checkpoint()
+run.end()
+Path(f"{folder}-{os.environ['RANK']}").write_text(json.dumps(reasons))
+"""
+
+
+def saved_in_spite_of(names, folder):
+    """Why two processes could not write a checkpoint in which the place of a file was taken, by its name, of each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(hf_vq.__file__).parents[1])}
+    command = [sys.executable, "-c", SAVING, str(Path(__file__).parent), str(folder), *names]
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:  # one may wait for the other for ever
+            process.kill()
+            process.wait()
+    return [json.loads(Path(f"{folder}-{rank}").read_text()) for rank in "01"]
 
 
 def in_one_process(cases, folder, steps):
@@ -94,3 +148,16 @@ def test_60_steps_of_two_processes_are_those_of_one(tmp_path):
 @pytest.mark.parametrize("steps", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_batch_in_parts_trains_what_the_whole_does(steps, tmp_path):
     check(train_all(PARTS, tmp_path / "parts", steps), in_one_process(PARTS, tmp_path / "one", steps))
+
+
+def test_a_checkpoint_that_one_process_cannot_write_fails_in_both_and_can_be_tried_again(tmp_path):
+    names = ["random_states_0.pkl", "random_states_1.pkl", "states.json", "checkpoint.json"]
+    first, second = saved_in_spite_of(names, tmp_path / "run")
+    assert first == second
+    assert list(first) == names
+    for reason in first.values():
+        assert "checkpoint-0000000 could not be written (" in reason
+        assert "Is a directory" in reason
+    (path,) = list_checkpoints(tmp_path / "run")
+    assert {"random_states_0.pkl", "random_states_1.pkl"} <= set(read_info(path)["files"])
+    assert [entry.name for entry in path.parent.glob(".*")] == []

@@ -1,12 +1,17 @@
 """A training that was stopped and resumed is the one that was not."""
 
 import json
+import math
+import signal
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny_training import classifier, digests, make_run, tokenizer, train
+from tiny_training import Subjects, classifier, digests, make_run, tokenizer, train
 
-from hf_vq.training.checkpoints import CHECKPOINT_INFO, _digest_of
+from hf_vq.training.adversarial import Adversary, DiscriminatorConfig
+from hf_vq.training.checkpoints import CHECKPOINT_INFO, _digest_of, read_info
+from hf_vq.training.run import TrainingRun
 
 MODELS = {
     "gradient": lambda: tokenizer(update="gradient", replace_after=1),
@@ -112,3 +117,49 @@ def test_what_a_killed_run_left_half_written_is_removed_and_a_row_cut_short_too(
     assert not (tmp_path / ".checkpoint-0000004.partial").exists()
     rows = [json.loads(line)["step"] for line in (tmp_path / "logs.jsonl").read_text().splitlines()]
     assert (run.step, rows) == (2, [1, 2])
+
+
+@pytest.fixture
+def resumed_from_elsewhere(tmp_path):
+    """A run whose first state is a checkpoint, of step 2, in the folder of another one."""
+    train(make_run(tmp_path / "other"), until=2)
+    foreign = tmp_path / "other" / "checkpoint-0000002"
+    return make_run(tmp_path / "own", checkpointing_steps=100, resume_from_checkpoint=str(foreign))
+
+
+def goes_on_from_its_own(folder):
+    """Asserts that the folder holds the checkpoint of step 2, and that a run can go on from it."""
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-0000002"]
+    assert read_info(folder / "checkpoint-0000002")["step"] == 2
+    assert make_run(folder, resume_from_checkpoint="checkpoint-0000002").step == 2
+
+
+def test_a_bad_loss_right_after_a_resume_from_elsewhere_leaves_a_checkpoint_here(resumed_from_elsewhere, tmp_path):
+    with pytest.raises(ValueError, match=r"at step 3, .* checkpoint-0000002 was kept: --resume_from_checkpoint"):
+        train(resumed_from_elsewhere, Subjects(spoilt=slice(None)))
+    goes_on_from_its_own(tmp_path / "own")
+
+
+def test_a_signal_right_after_a_resume_from_elsewhere_leaves_a_checkpoint_here(
+    resumed_from_elsewhere, tmp_path, capsys
+):
+    batches = resumed_from_elsewhere.steps(Subjects())
+    next(batches)  # signals are noted from here on
+    with pytest.raises(SystemExit), resumed_from_elsewhere.validation():
+        signal.raise_signal(signal.SIGTERM)
+    assert f"{tmp_path / 'own' / 'checkpoint-0000002'} is written" in capsys.readouterr().err
+    goes_on_from_its_own(tmp_path / "own")
+
+
+def test_a_bad_gradient_beside_a_discriminator_has_no_checkpoint_to_name_before_the_first(tmp_path):
+    plain = make_run(tmp_path / "plain", checkpointing_steps=0)
+    args = replace(plain.args, output_dir=str(tmp_path / "beside"))
+    adversary = Adversary(DiscriminatorConfig(channels=4, num_layers=2), tokenizer().config, args, fill=-1.0)
+    run = TrainingRun(plain.accelerator, tokenizer(), args, adversary)
+    batches = run.steps(Subjects())
+    run.optimize(run.model(next(batches)[0]["pixel_values"]).loss, {})
+    loss = run.model(next(batches)[0]["pixel_values"]).loss
+    loss.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(ValueError, match=r"the gradient became .* at step 2, .* No checkpoint had been written yet"):
+        run.optimize(loss, {})
+    assert not list((tmp_path / "beside").glob("checkpoint-*"))

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from ..files import follow_umask
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -58,13 +60,19 @@ def finish_checkpoint(temporary: Path, path: Path, info: Mapping[str, Any]) -> N
 def remove_older(path: Path, limit: int) -> None:
     """Removes the oldest checkpoints up to the one given, but for the last `limit`.
 
-    Later ones, which a run that went back to an earlier state has left behind, neither count nor go.
+    Later ones, which a run that went back to an earlier state has left behind, neither count nor go. One that cannot be
+    removed is named on stderr, with the reason: it takes space, but nothing is lost.
     """
     upto = [found for found in list_checkpoints(path.parent) if step_of(found) <= step_of(path)]
     for old in upto[:-limit]:
         doomed = partial_path(old)  # so that one that is removed in part is no checkpoint any more
-        old.rename(doomed)
-        shutil.rmtree(doomed)
+        left = old
+        try:
+            old.rename(doomed)
+            left = doomed
+            shutil.rmtree(doomed)
+        except OSError as error:  # above the progress bar, which this may come in the middle of
+            tqdm.write(f"warning: {left} could not be removed ({error}); remove it yourself", file=sys.stderr)
 
 
 def clean_leftovers(output_dir: Path) -> None:

@@ -6,7 +6,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
 from torch.utils.data import Dataset, Subset
 
 from ..quantizers.distributed import all_reduce_sum, is_distributed
@@ -37,6 +38,31 @@ def decided_by_main(accelerator: Accelerator, decide: Callable[[], Result]) -> R
     if outcome[1] is not None:
         raise ValueError(outcome[1])
     return outcome[0]
+
+
+def done_by_all(accelerator: Accelerator, write: Callable[[], object]) -> None:
+    """Has every process write its share; where one cannot, all of them raise once the others have written theirs.
+
+    A share in which processes exchange something, as that of a model in parts (FSDP), must fail in all of them or in
+    none: one that left such an exchange would meet the others' in here.
+
+    Args:
+        accelerator: of the run; all processes come here.
+        write: called in every process; it has nothing to write where it returns at once.
+
+    Raises:
+        OSError: in all processes, in one line, with the first message of the OSErrors, RuntimeErrors and
+            SafetensorErrors, which is how torch and safetensors tell of a full disk.
+    """
+    failure: Exception | None = None
+    try:
+        write()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        failure = error
+    reason = None if failure is None else " ".join(str(failure).split()) or type(failure).__name__
+    reasons = [found for found in gather_object([reason]) if found is not None]
+    if reasons:
+        raise OSError(reasons[0]) from failure
 
 
 def share_of(dataset: Dataset) -> Dataset:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from ..locking import exclusive
@@ -33,7 +32,7 @@ from .companion import Companion, Stateful
 from .interruption import Interrupted, Interruption
 from .loss_watch import BadStep, StepWatch, list_names
 from .output_folder import cut_log, open_output_folder
-from .processes import decided_by_main
+from .processes import decided_by_main, done_by_all
 from .record import TrainingRecord
 from .resuming import describe_run, refuse_other_run, warn_of_changes
 from .sharding import AveragedWeights
@@ -112,26 +111,24 @@ class RunState:
     def save_checkpoint(self) -> None:
         """Writes the whole state under a temporary name, renames it, and removes the oldest beyond the limit.
 
+        An old one that cannot be removed is named on stderr and left.
+
         Raises:
-            OSError: if it cannot be written, e.g. because the disk is full; earlier checkpoints stay.
+            OSError: on all processes, if one cannot write, e.g. because the disk is full; earlier checkpoints stay.
         """
         path = checkpoint_path(self.output_dir, self.step)
         temporary = partial_path(path)
         states = {name: state.state_dict() for name, state in self._states.items()}
         try:
-            self.accelerator.save_state(str(temporary))
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                save_states(states, temporary)
-                sync(self.output_dir / LOG_FILE)
-                finish_checkpoint(temporary, path, self._checkpoint_info())
-                remove_older(path, self.args.checkpoints_total_limit)
-        except (OSError, RuntimeError, SafetensorError) as error:
+            done_by_all(self.accelerator, partial(self.accelerator.save_state, str(temporary)))
+            done_by_all(self.accelerator, partial(self._finish_checkpoint, temporary, path, states))
+        except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            reason = " ".join(str(error).split())
-            raise OSError(f"{path} could not be written ({reason}); earlier checkpoints are intact") from error
-        self.accelerator.wait_for_everyone()
+            self.accelerator.wait_for_everyone()  # or one that tries again would write into what another removes
+            raise OSError(f"{path} could not be written ({error}); earlier checkpoints are intact") from error
         self._saved_step = self.step
+        if self.accelerator.is_main_process:
+            remove_older(path, self.args.checkpoints_total_limit)
 
     def end(self) -> None:
         """Closes progress bar and trackers and gives the folder free, once all processes have come here."""
@@ -176,6 +173,13 @@ class RunState:
     def _description(self) -> dict[str, Any]:
         settings = {} if self._companion is None else self._companion.settings
         return describe_run(self.unwrapped_model, self._model_class, settings)
+
+    def _finish_checkpoint(self, temporary: Path, path: Path, states: dict[str, Any]) -> None:
+        """The main process's last part of a checkpoint, once all processes have written theirs."""
+        if self.accelerator.is_main_process:
+            save_states(states, temporary)
+            sync(self.output_dir / LOG_FILE)
+            finish_checkpoint(temporary, path, self._checkpoint_info())
 
     def _checkpoint_info(self) -> dict[str, Any]:
         return {
