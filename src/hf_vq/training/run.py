@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ..quantizers import VectorQuantizer
 from ..quantizers.codebook import PlacementWatch, codebooks_of
+from .allocator import keep_freed_memory
 from .alternating import AlternatingOptimizer, alternating_quantizers
 from .arguments import TrainingArguments
 from .checkpoints import (
@@ -51,7 +52,7 @@ AT_LEAST_ONE = (
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
-    """Accelerator of a run, with all generators seeded by `args.seed`.
+    """Accelerator of a run, with all generators seeded by `args.seed`; on a CPU, see `keep_freed_memory`, too.
 
     Raises:
         ValueError: if the output folder holds something and neither `resume_from_checkpoint` nor `overwrite` is given.
@@ -74,6 +75,8 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             project_dir=args.output_dir, logging_dir=str(Path(args.output_dir) / "logs")
         ),
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     set_seed(args.seed)
     return accelerator
 
